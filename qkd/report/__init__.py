@@ -1,4 +1,4 @@
-"""What a run came to: a summary of the run folder, as a table, a page and a text file."""
+"""The results of a run: a summary of the run folder, as a table, a page and a text file."""
 
 from export.moved import by_old_spelling
 from qkd.report.page import RunRecord, render_page

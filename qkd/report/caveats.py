@@ -1,4 +1,4 @@
-"""What a reader of a run's figures has to know: chance level, small test sets, a student that is slow, and why."""
+"""What a reader of a run's figures must know: chance level, small test sets, a slow student, and why."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from typing import Any
 from qkd.units import percent
 
 NORMAL_95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
-SMALL_HALF_WIDTH = 0.01  # an accuracy that is known to a point or less needs no caveat
-SLOWER = 1.02  # medians of one file measured twice differ by up to about two hundredths
+SMALL_HALF_WIDTH = 0.01  # an accuracy known to within a point or less needs no caveat
+SLOWER = 1.02  # medians of two measurements of one file differ by up to about 2 %
 DOT_PRODUCT = ("avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8", "asimddp", "i8mm")
 BASELINE = "int8-static"
-LOW_BIT = "low-bit provider"  # as the rows of a measurement are called
-NAMED = 3  # layers and notes that are named; the rest is counted
+LOW_BIT = "low-bit provider"  # as in the row names of a measurement
+NAMED = 3  # layers and notes that are named; the rest are counted
 
 
 def wilson(fraction: float, count: int) -> tuple[float, float]:
-    r"""Return Wilson's 95 % interval of a share.
+    r"""Return Wilson's 95 % interval of a proportion.
 
     .. math:: \frac{p + z^2/2n \pm z \sqrt{p(1-p)/n + z^2/4n^2}}{1 + z^2/n}
 
     Args:
-        fraction: Share that was found, 0..1.
-        count: Of how many, positive.
+        fraction: Observed proportion, 0..1.
+        count: Number of observations, positive.
 
     Returns:
         Its ends, 0..1.
@@ -38,12 +38,12 @@ def wilson(fraction: float, count: int) -> tuple[float, float]:
     middle = fraction + square / (2 * count)
     half = NORMAL_95 * math.sqrt(fraction * (1 - fraction) / count + square / (4 * count**2))
     whole = 1 + square / count
-    # at 0 and 1 an end is exact; rounding must not leave it a hair outside
+    # at 0 and 1 one end is exact; rounding must not move it outside
     return (middle - half) / whole if fraction else 0.0, (middle + half) / whole if fraction < 1 else 1.0
 
 
 def interval_text(interval: tuple[float, float]) -> str:
-    """Return an interval as percent with one digit."""
+    """Return an interval in percent with one decimal."""
     return f"{100 * interval[0]:.1f} .. {100 * interval[1]:.1f} %"
 
 
@@ -51,8 +51,8 @@ def accuracy_caveats(results: Mapping[str, Mapping[str, Any]], count: int | None
     """Yield what limits the accuracies of a run.
 
     Args:
-        results: ``teacher``, ``float``, ``student`` -> content of ``result.json``, empty where there is none.
-        count: Test images; None where it is not known.
+        results: ``teacher``, ``float``, ``student`` -> content of ``result.json``, empty if there is none.
+        count: Number of test images; None if unknown.
     """
     if count is None:
         return
@@ -70,8 +70,8 @@ def accuracy_caveats(results: Mapping[str, Mapping[str, Any]], count: int | None
     batch = results.get("student", {}).get("batch_statistics")
     if batch is not None:
         yield (
-            f"accuracies are of batch norm on the statistics of each batch of {batch} test images "
-            f"(data.batch_statistics), not of the running ones that the exported file has"
+            f"accuracies use batch norm with the statistics of each batch of {batch} test images "
+            f"(data.batch_statistics), not the running statistics in the exported file"
         )
     student = results.get("student", {}).get("test_accuracy")
     if student is not None:
@@ -92,10 +92,10 @@ def _after(role: str, result: Mapping[str, Any]) -> str:
 
 
 def parity_caveats(parity: Mapping[str, Any]) -> Iterator[str]:
-    """Yield why the file is not proven to be the student, and what makes the proof weak.
+    """Yield why the file is not proven to be the student, and what weakens the proof.
 
     Args:
-        parity: Content of ``parity.json``; empty where there is none.
+        parity: Content of ``parity.json``; empty if there is none.
     """
     if parity and not parity.get("passed"):
         faults = parity.get("faults") or ["see parity.json"]
@@ -104,22 +104,22 @@ def parity_caveats(parity: Mapping[str, Any]) -> Iterator[str]:
 
 
 def float_layers(exported: Mapping[str, Any]) -> Iterator[str]:
-    """Yield that layers run in float, if any do.
+    """Yield a caveat if layers run in float.
 
     Args:
-        exported: What ``export.json`` says of the student's file.
+    exported: What ``export.json`` says about the student's file.
     """
     if falls := exported.get("fall_backs"):
         yield f"{len(falls)} layer{'s' * (len(falls) > 1)} left in float: {_some(falls)}"
 
 
 def latency_caveats(bench: Mapping[str, Any], exported: Mapping[str, Any], float_model: str | None) -> Iterator[str]:
-    """Yield where a device runs the student more slowly than its float twin or static int8, and why if that is known.
+    """Yield on which devices the student is slower than its float twin or static int8, and why, if known.
 
     Args:
         bench: Content of a device's file.
-        exported: What ``export.json`` says of the student's file.
-        float_model: Name of the float twin among the models; None where there is none.
+        exported: What ``export.json`` says about the student's file.
+        float_model: Name of the float twin among the models; None if there is none.
     """
     rows = bench.get("models", {})
     ours = rows.get("student", {}).get("median_ms")
@@ -135,19 +135,19 @@ def latency_caveats(bench: Mapping[str, Any], exported: Mapping[str, Any], float
 
 
 def left_out_caveats(devices: Sequence[str], folder: Path) -> Iterator[str]:
-    """Yield that latencies are left out, if any are.
+    """Yield a caveat if latencies are left out.
 
     Args:
-        devices: Names of those that measured files of an earlier export.
-        folder: Of the run.
+        devices: Names of devices that measured files of an earlier export.
+        folder: The run folder.
     """
     if devices:
         names, again = ", ".join(devices), shlex.quote(str(folder))
-        yield f"latencies of {names} are of an earlier export's files and left out; `qkd bench {again}` measures again"
+        yield f"latencies of {names} are for an earlier export's files and left out; `qkd bench {again}` measures again"
 
 
 def _under_low_bit(rows: Mapping[str, Mapping[str, Any]], theirs: float) -> str:
-    """Return what the student takes under the low-bit provider, if that was measured."""
+    """Return the student's time under the low-bit provider, if that was measured."""
     median = rows.get(f"student, {LOW_BIT}", {}).get("median_ms")
     return f"; with the {LOW_BIT} {median / theirs:.2f} times" if median else ""
 

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH, HEIGHT = 460, 240  # pixels, as all that follows
+WIDTH, HEIGHT = 460, 240  # pixels, like everything below
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 34, 36
-LINE, LETTER, HANDLE = 14, 6.4, 36  # of a legend: height of a line, width of a letter, width of all that is no letter
+LINE, LETTER, HANDLE = 14, 6.4, 36  # of a legend: height of a line, width of a letter, width of everything else
 LOWEST_LABEL = 4  # of a scatter chart, above the lower edge
 ROW, NAMES = 16, 150  # of a schedule: height of a row, width of the names
 
@@ -29,9 +29,9 @@ class Series:
 
     Args:
         label: Shown in the legend.
-        points: ``(x, y)`` pairs with rising ``x``; points that are not finite are left out.
+        points: ``(x, y)`` pairs with increasing ``x``; non-finite points are left out.
         color: Index into the page's colors.
-        is_dashed: Drawn dashed, to tell e.g. validation from training.
+        is_dashed: Whether it is dashed, e.g. to distinguish validation from training.
     """
 
     label: str
@@ -55,13 +55,13 @@ class Point:
 
 
 def line_chart(title: str, series: Sequence[Series], *, x_label: str, percent: bool = False) -> Markup:
-    """Return an SVG element with axes, a legend and a curve for each series; a note where there is nothing to draw.
+    """Return an SVG element with axes, a legend and one curve per series; a note if there is nothing to draw.
 
     Args:
         title: Heading of the chart.
         series: The curves.
         x_label: What the horizontal axis counts.
-        percent: Whether values are fractions to be labeled in percent.
+        percent: Whether values are fractions to label in percent.
     """
     drawn = [(one, points) for one in series if (points := one.finite())]
     if not drawn:
@@ -73,7 +73,7 @@ def line_chart(title: str, series: Sequence[Series], *, x_label: str, percent: b
         more = LINE * (math.ceil(len(drawn) / columns) - 1)
         figure, axes = _axes(title, x_label, percent=percent, top=TOP + more)
         axes.margins(0)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))  # epochs and steps are whole
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))  # epochs and steps are whole numbers
         for one, points in drawn:
             _curve(axes, one, points)
         names = [shortened(one.label, WIDTH - LEFT - HANDLE) for one, _ in drawn]
@@ -82,13 +82,13 @@ def line_chart(title: str, series: Sequence[Series], *, x_label: str, percent: b
 
 
 def scatter_chart(title: str, points: Sequence[Point], *, x_label: str, percent: bool = False) -> Markup:
-    """Return an SVG element with a labeled dot for each point; a note where there is nothing to draw.
+    """Return an SVG element with a labeled dot per point; a note if there is nothing to draw.
 
     Args:
         title: Heading of the chart.
-        points: What is drawn; points that are not finite are left out.
+        points: The points to draw; non-finite ones are left out.
         x_label: What the horizontal axis measures, with its unit; it starts at zero.
-        percent: Whether vertical values are fractions to be labeled in percent.
+        percent: Whether vertical values are fractions to label in percent.
     """
     drawn = [point for point in points if math.isfinite(point.x) and math.isfinite(point.y)]
     if not drawn:
@@ -108,11 +108,11 @@ def scatter_chart(title: str, points: Sequence[Point], *, x_label: str, percent:
 
 
 def histogram_chart(title: str, counts: Sequence[int], *, x_label: str, color: int = 0) -> Markup:
-    """Return an SVG element with a bar for each whole number from 0; a note where nothing was counted.
+    """Return an SVG element with a bar for each whole number from 0; a note if nothing was counted.
 
     Args:
         title: Heading of the chart.
-        counts: How often each number came up. One outline for all bars: there may be thousands.
+        counts: How often each number occurred. All bars share one outline, since there may be thousands.
         x_label: What the numbers are.
         color: Index into the page's colors.
     """
@@ -137,7 +137,7 @@ def schedule_chart(
 
     Args:
         title: Heading of the chart.
-        strengths: Operation -> strength in 0..1 for each column; every row of one length.
+        strengths: Operation -> strength in 0..1 for each column; all rows have the same length.
         column_label: What the columns count.
         color: Index into the page's colors.
     """
@@ -168,7 +168,7 @@ def schedule_chart(
 
 
 def _heading(figure: Figure, title: str) -> None:
-    size = min(12.0, max(6.0, WIDTH / 0.7 / max(1, len(title))))  # a bold letter is up to 0.7 of its height wide
+    size = min(12.0, max(6.0, WIDTH / 0.7 / max(1, len(title))))  # a bold letter's width is up to 0.7 of its height
     most = int(WIDTH / 0.7 / size)
     words = title if len(title) <= most else f"{title[: most - 1]}\N{HORIZONTAL ELLIPSIS}"
     write(figure, WIDTH / 2, 13, words, ha="center", weight="bold", size=size)
@@ -198,7 +198,7 @@ def _label(axes: Axes, point: Point, lowest: float) -> float:
     """Write a point's label at least a line below the one at height ``lowest``; return its height, in pixels."""
     x, y = axes.transData.transform((point.x, point.y))
     height = min(y - 4, lowest - 12)
-    if height < LOWEST_LABEL:  # no room is left below the others; the dot says it where it is pointed at
+    if height < LOWEST_LABEL:  # no room below the others; the dot's tooltip shows it
         return lowest
     is_right = x > (LEFT + WIDTH) / 2
     place, side = (-8 if is_right else 8, height - y), "right" if is_right else "left"
@@ -209,7 +209,7 @@ def _label(axes: Axes, point: Point, lowest: float) -> float:
 
 
 def shortened(text: str, pixels: float) -> str:
-    """Return text that fits into so many pixels as a label, its end replaced by an ellipsis where it is longer."""
+    """Return text that fits into a number of pixels as a label, ending in an ellipsis if it is too long."""
     line, most = clean(text), max(2, int(pixels / LETTER))
     return line if len(line) <= most else f"{line[: most - 1]}\N{HORIZONTAL ELLIPSIS}"
 

@@ -1,7 +1,7 @@
-"""Draw with matplotlib, and turn a figure into SVG that any page can hold or into a PNG file.
+"""Draw with matplotlib, and convert a figure to SVG for any page or to a PNG file.
 
-matplotlib is imported where something is drawn, not before: it takes a second. Figures are made without pyplot, and its
-settings hold only within :func:`drawing`, so nothing global changes and the user's own settings have no say.
+matplotlib is imported only when something is drawn, since this takes a second. Figures are created without pyplot, and
+settings apply only within :func:`drawing`, so nothing global changes and the user's own settings have no effect.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-DPI = 72  # one point is one pixel of the SVG's own coordinates
+DPI = 72  # one point is one pixel in the SVG's coordinates
 INK, RULE, AXIS = "#1d2430", "#d7dce3", "#888888"
 CURVES = ("#2563b8", "#c2410c", "#15803d", "#7e3fb4")
-# colors that follow the page's light or dark ones; where there is no page, what comes after the comma
+# colors that follow the page's light or dark theme; without a page, the value after the comma
 _OF_PAGE = {
     INK: "currentColor",
     RULE: f"var(--rule, {RULE})",
     **{color: f"var(--c{number}, {color})" for number, color in enumerate(CURVES, 1)},
 }
 _NOTE = "note: "
-_NO_XML = re.compile("[\ufffe\uffff]")  # the only characters that `shown_line` leaves and XML does not take
+_NO_XML = re.compile("[\ufffe\uffff]")  # the only characters that `shown_line` keeps but XML does not allow
 _SETTINGS: Any = {  # matplotlib declares a type for every name
     "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "qkd",  # the same figure is the same bytes
-    "text.parse_math": False,  # a dollar in a name is a dollar
+    "svg.hashsalt": "qkd",  # the same figure gives the same bytes
+    "text.parse_math": False,  # a dollar sign in a name is just that
     "path.simplify": False,
     "lines.solid_capstyle": "butt",
     "font.size": 11,
     **dict.fromkeys(("text.color", "xtick.labelcolor", "ytick.labelcolor", "axes.labelcolor"), INK),
     "grid.color": RULE,
     "axes.axisbelow": True,
-    "axes.titley": 1,  # a fixed place, or matplotlib takes half of its time to search for one
+    "axes.titley": 1,  # a fixed position; otherwise matplotlib spends half of its time searching for one
     **dict.fromkeys(("xtick.bottom", "ytick.left", "legend.frameon"), False),
     "legend.fontsize": 11,
     "legend.borderpad": 0.2,
@@ -61,15 +61,15 @@ class Picture:
     """A figure with a name.
 
     Args:
-        title: What it shows, for those who cannot see it.
-        figure: What is drawn.
+        title: What it shows, for readers who cannot see it.
+        figure: The figure.
     """
 
     title: str
     figure: Figure
 
     def inline(self) -> Markup:
-        """Return an SVG element for a page: as wide as there is room, its text and axes in the page's colors."""
+        """Return an SVG element for a page, as wide as there is room, with text and axes in the page's colors."""
         root = ElementTree.fromstring(self._saved("svg", metadata={"Date": None}))
         _tidy(root)
         root.attrib = {
@@ -79,14 +79,14 @@ class Picture:
             "font-family": "system-ui, sans-serif",
             "stroke-linejoin": "round",
         }
-        return Markup(ElementTree.tostring(root, encoding="unicode"))  # its writer has escaped the text
+        return Markup(ElementTree.tostring(root, encoding="unicode"))  # the XML writer has escaped the text
 
     def to_svg(self) -> str:
-        """Return the content of an SVG file; text takes the color of what is around it."""
+        """Return the content of an SVG file; text has the color of its surroundings."""
         return svg_file(self.inline())
 
     def to_png(self, scale: int = 2) -> bytes:
-        """Return a PNG file on white, ``scale`` pixels a pixel."""
+        """Return a PNG file on white, scaled up by ``scale``."""
         return self._saved("png", dpi=scale * DPI, facecolor="white")
 
     def _saved(self, kind: str, **options: Any) -> bytes:
@@ -103,39 +103,39 @@ def svg_file(element: Markup) -> str:
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """Let matplotlib draw alike for everybody while the context is open: its own defaults but for a few settings."""
+    """Use matplotlib's defaults with a few changes within the context, so that everybody gets the same picture."""
     import matplotlib
 
     with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_SETTINGS)
-        # letters that matplotlib's own font lacks are in the reader's
+        # letters that matplotlib's font lacks are in the reader's font
         warnings.filterwarnings("ignore", "Glyph", UserWarning)
         yield
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure without background; sizes in pixels."""
+    """Return an empty figure without a background; sizes are in pixels."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="none")
 
 
 def panel(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
-    """Return axes without frame and tick marks at a place of a figure, in pixels from its top left corner."""
+    """Return axes without a frame or tick marks in a figure, positioned in pixels from its top left corner."""
     across, down = figure.get_size_inches() * DPI
     place = (left / across, 1 - (top + height) / down, width / across, height / down)
     return figure.add_axes(place, frame_on=False)
 
 
 def write(figure: Figure, x: float, y: float, text: str, **style: Any) -> None:
-    """Write text whose base line begins at a point, in pixels from the figure's top left corner."""
+    """Write text whose baseline starts at a point, in pixels from the figure's top left corner."""
     across, down = figure.get_size_inches() * DPI
     figure.text(x / across, 1 - y / down, clean(text), **style)
 
 
 def name_ends(axes: Axes, ends: tuple[float, float], names: tuple[str, str]) -> None:
-    """Let a panel reach from one value to another, and write a name below each, inside the panel's width."""
+    """Set a panel's range, and write a name below each end, inside the panel's width."""
     axes.set_xlim(*ends)
     axes.set_xticks(ends, [clean(name) for name in names])
     first, last = axes.get_xticklabels()
@@ -144,14 +144,14 @@ def name_ends(axes: Axes, ends: tuple[float, float], names: tuple[str, str]) -> 
 
 
 def dot(axes: Axes, x: float, y: float, radius: float, color: int, words: str) -> None:
-    """Draw a circle around a point; a marker of matplotlib's would need references within the page.
+    """Draw a circle around a point; a matplotlib marker would need references within the page.
 
     Args:
-        axes: Where.
+        axes: Where to draw.
         x, y: The point, in the units of the axes.
-        radius: In pixels.
+        radius: Radius in pixels.
         color: Index into the page's colors.
-        words: Shown where it is pointed at.
+        words: The tooltip.
     """
     from matplotlib.patches import Circle
     from matplotlib.transforms import Affine2D, ScaledTranslation
@@ -164,7 +164,7 @@ def dot(axes: Axes, x: float, y: float, radius: float, color: int, words: str) -
 
 
 def note(artist: Artist, text: str) -> None:
-    """Let an SVG show text where the artist is pointed at."""
+    """Show text in the SVG as a tooltip of an artist."""
     artist.set_gid(_NOTE + clean(text))
 
 
@@ -174,7 +174,7 @@ def clean(text: str) -> str:
 
 
 def _tidy(root: ElementTree.Element) -> None:
-    """Make an element that can stand beside others in a page: no ids, references, style sheet or metadata."""
+    """Make an element safe to embed with others in a page: no ids, references, style sheet or metadata."""
     for child in list(root):
         if child.tag.endswith(("}metadata", "}defs")):
             root.remove(child)

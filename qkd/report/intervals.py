@@ -1,4 +1,4 @@
-"""Say how far a difference of two accuracies is known, from the same images or from others."""
+"""Estimate how precisely the difference of two accuracies is known, on the same or on different images."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from qkd.report.caveats import NORMAL_95, wilson
 
 
 def pack_answers(is_right: npt.NDArray[np.bool_]) -> str:
-    """Return which images a net gets right as text: a bit each, eight to a byte, in hexadecimal digits."""
+    """Return which images a net gets right as text: one bit each, eight to a byte, in hexadecimal digits."""
     return np.packbits(is_right).tobytes().hex()
 
 
 def unpack_answers(text: str, images: int) -> npt.NDArray[np.bool_] | None:
-    """Return what :func:`pack_answers` packed; None where the text is not that of so many images."""
+    """Return what :func:`pack_answers` packed; None if the text is not for that number of images."""
     try:
         bits = np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8))
     except ValueError:
@@ -25,18 +25,18 @@ def unpack_answers(text: str, images: int) -> npt.NDArray[np.bool_] | None:
 
 
 def paired_difference(ours: npt.NDArray[np.bool_], theirs: npt.NDArray[np.bool_]) -> dict[str, float]:
-    r"""Return by how much one net is more accurate than another on the same images.
+    r"""Return how much more accurate one net is than another on the same images.
 
     .. math:: d = (b - c) / n, \quad \pm z \sqrt{b + c - (b - c)^2 / n} / n
 
-    with :math:`b` images that only the first gets right, and :math:`c` only the second.
+    with :math:`b` images that only the first gets right, and :math:`c` that only the second gets right.
 
     Args:
         ours: Which images the first gets right.
-        theirs: Likewise, of the second.
+        theirs: Likewise for the second.
 
     Returns:
-        ``value`` and ``half_width`` (95 %), fractions; and both counts.
+        ``value`` and ``half_width`` (95 %) as fractions, and both counts.
 
     References:
         Agresti, Categorical Data Analysis, 2002, section 10.1.
@@ -49,14 +49,14 @@ def paired_difference(ours: npt.NDArray[np.bool_], theirs: npt.NDArray[np.bool_]
 
 
 def unpaired_interval(ours: float, theirs: float, counts: tuple[int, int]) -> tuple[float, float]:
-    r"""Return the 95 % interval of the difference of two shares, each with Wilson's interval (Newcombe's method 10).
+    r"""Return the 95 % interval of a difference of proportions, from Wilson's intervals (Newcombe's method 10).
 
     .. math:: d - \sqrt{(p_1 - l_1)^2 + (u_2 - p_2)^2}, \quad d + \sqrt{(u_1 - p_1)^2 + (p_2 - l_2)^2}
 
     Args:
-        ours: First share, 0..1.
-        theirs: Second share.
-        counts: Of how many each is, positive.
+        ours: First proportion, 0..1.
+        theirs: Second proportion.
+        counts: Number of observations of each, positive.
 
     References:
         Newcombe, Interval estimation for the difference between independent proportions, 1998.

@@ -1,4 +1,4 @@
-"""Render a run as one self-contained HTML page, by the template ``page.html.j2`` beside this module."""
+"""Render a run as one self-contained HTML page, with the template ``page.html.j2`` next to this module."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from qkd.report.text import (
 )
 from qkd.report.tradeoff import COLORS, NEXT_COLOR, device_charts, device_table
 
-MADE = "generator"  # a role whose labels are what was asked for: it has no accuracy
+MADE = "generator"  # a role whose labels are those requested from it, so it has no accuracy
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a page shows beside the summary.
+    """What a page shows in addition to the summary.
 
     Args:
         metrics: Role -> the lines of its ``metrics.jsonl``.
         schedules: Role -> operation -> strength in 0..1 for each epoch.
         stacks: Role -> SVG element of its schedule: probabilities and magnitudes, stacked over the epochs.
-        agents: Role -> what its agent does, in a line.
+        agents: Role -> what its agent does, in one line.
         pictures: What a picture shows -> PNG file in base64.
-        histogram: SVG element of the classes that the teacher sees in made images; None where none were made.
-        searches: Role -> what its search came to, round by round.
+        histogram: SVG element of the classes that the teacher sees in generated images; None if there are none.
+        searches: Role -> results of its search, round by round.
         config: The resolved config as text.
         environment: Versions, seed and commit.
-        gallery: Pictures of mistakes, and of what agents do.
+        gallery: Pictures of mistakes and of augmented images.
     """
 
     metrics: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
@@ -98,13 +98,13 @@ def render_page(summary: RunSummary, record: RunRecord) -> str:
 
 
 def fill_template(name: str, **values: Any) -> str:
-    """Return a template of this room, filled in: everything is escaped, control characters are written out.
+    """Fill in a template of this package: everything is escaped, and control characters are written out.
 
     Args:
-        name: Of the template's file.
-        values: By the names that it uses; one that is missing is an error.
+        name: Name of the template's file.
+        values: Values by the names that it uses; a missing one is an error.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined  # here, because commands without a page import this
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # here, as commands without a page import this
 
     templates = Environment(loader=PackageLoader("qkd.report", "."), autoescape=True, undefined=StrictUndefined,
                             trim_blocks=True, lstrip_blocks=True)  # fmt: skip
@@ -112,7 +112,7 @@ def fill_template(name: str, **values: Any) -> str:
 
 
 def _verdicts(summary: RunSummary) -> list[tuple[str, bool]]:
-    """Return what was compared and measured, and whether it is as it should be."""
+    """Return what was compared and measured, and whether the result is good."""
     verdicts = []
     if summary.parity:
         verdicts.append((f"Parity {parity_sentence(summary)}", summary.parity["passed"]))
@@ -140,7 +140,7 @@ def _curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Markup]:
 
 
 def _loss_series(lines: Sequence[Mapping[str, Any]], color: int) -> list[Series]:
-    """Return the sum in the role's own color, and each term, dashed, in one of the others."""
+    """Return the sum in the role's own color, and each term as a dashed curve in another color."""
     terms = list(dict.fromkeys(name for line in lines for name in line.get("terms", {})))
     series = [Series("sum", _points(lines, "train_loss"), color)]
     if len(terms) > 1:

@@ -1,7 +1,7 @@
-"""Read what stages wrote of themselves (results, parity, costs, measurements), each held to the shape it is read as.
+"""Read the records of stages (results, parity, costs, measurements), each checked against the expected shape.
 
-A record that somebody edited or swapped must end with the file, the place in it and what was found there, not with an
-exception from whoever reads it. The models say what is read; other keys pass.
+A record that was edited or swapped must give an error that names the file, the place in it and what was found there,
+not an exception from its reader. The models list what is read; other keys are ignored.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Record(BaseModel):
-    """A group of keys that is read; other keys pass."""
+    """A group of keys that is read; other keys are ignored."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
 
 class Accuracies(Record):
-    """How good a net is."""
+    """The accuracies of a net."""
 
     test_accuracy: Share | None = None
     val_accuracy: Share | None = None
 
 
 class _Row(Accuracies):
-    """A net that a method tells of."""
+    """A net that a method reports."""
 
     role: str
     net: str = ""
@@ -48,7 +48,7 @@ class _Row(Accuracies):
 
 
 class Result(Accuracies):
-    """What a role came to; methods add keys, whose shapes their folders have (``record`` in the table of methods)."""
+    """A role's result; methods add keys, whose shapes are in their folders (``record`` of the table of methods)."""
 
     chance_accuracy: Share | None = None
     test_images: Images | None = None
@@ -61,7 +61,7 @@ class Result(Accuracies):
     @model_validator(mode="after")
     def _bits_come_together(self) -> Result:
         if (self.weight_bits is None) != (self.act_bits is None):
-            raise ValueError("weight_bits and act_bits come together")
+            raise ValueError("weight_bits and act_bits must be set together")
         return self
 
 
@@ -250,7 +250,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is none.
-        DamagedFileError: If it is not JSON, or holds something else than is read from it: names the place.
+        DamagedFileError: If it is not JSON, or does not have the expected content; names the place.
     """
     value = read_json(path)
     _check(str(path), value, _shape_of(path))
@@ -262,11 +262,11 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def measured_others(record: Mapping[str, Any], hashes: Mapping[str, str | None]) -> bool:
-    """Return whether a device's record is of other files than those that are there now, as after a new export.
+    """Return whether a device's record is of other files than the current ones, as after a new export.
 
     Args:
         record: Content of a file of ``bench/``, however damaged.
-        hashes: Name of a model -> SHA-256 of its file now; None where it is not known.
+        hashes: Name of a model -> SHA-256 of its current file; None if unknown.
     """
     models = record.get("models")
     rows = models.items() if isinstance(models, dict) else ()
@@ -278,7 +278,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the lines of a ``metrics.jsonl``.
 
     Raises:
-        DamagedFileError: If a line is not JSON, or not what the training writes; names the line.
+        DamagedFileError: If a line is not JSON, or not as the training writes it; names the line.
     """
     rows = []
     try:
@@ -312,6 +312,6 @@ def _check(where: str, value: object, shape: Any) -> None:
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         found = "missing" if first["type"] == "missing" else f"{first['msg']}, got {describe(first['input'])}"
         raise DamagedFileError(
-            f"{where}: {spot}: {found}{more}; it is not what the toolkit wrote: restore it, or delete it and run its "
+            f"{where}: {spot}: {found}{more}; this is not what the toolkit wrote: restore it, or delete it and run its "
             f"stage again"
         ) from error

@@ -1,4 +1,4 @@
-"""What a population search came to, as a report tells it."""
+"""The results of a population search in a report."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class SearchRecord:
         epochs: Reached at the end of each round.
         best: Highest validation accuracy of each round, fractions.
         mean: Mean of the round's members.
-        chosen: Of the states that led to the schedule that was found.
-        cost: Images read and time spent, in a line.
+        chosen: Accuracy of the states that led to the found schedule.
+        cost: Images read and time spent, in one line.
     """
 
     epochs: Sequence[int]
@@ -30,7 +30,7 @@ class SearchRecord:
 
 
 def search_table(searches: Mapping[str, SearchRecord]) -> list[list[str]]:
-    """Return heading and a line a search, as text: its length, and validation accuracies.
+    """Return the heading and one line per search, as text: its length and validation accuracies.
 
     Args:
         searches: Role -> its search.

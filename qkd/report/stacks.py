@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 WIDTH, PANEL, LEFT, RIGHT, TOP, GAP, LINE = 720, 190, 44, 10, 34, 40, 16  # pixels
 LEGEND_COLUMNS = 5
-# One color an operation: geometric ones blue and green, point operations warm, the rest gray and brown; none so dark
-# that it is lost on a dark page.
+# One color per operation: geometric ones blue and green, point operations warm, the rest gray and brown; none is so
+# dark that it disappears on a dark page.
 COLORS = dict(
     zip(
         PBA_OPERATIONS,
@@ -29,13 +29,13 @@ COLORS = dict(
 
 
 def schedule_picture(title: str, schedule: Schedule) -> Picture:
-    """Return the picture of a schedule: above, probabilities; below, magnitudes of operations that can fire.
+    """Return the picture of a schedule: probabilities at the top, magnitudes of operations that can fire below.
 
-    An operation that a policy holds twice counts with the sum of both.
+    If a policy holds an operation twice, the sum of both is shown.
 
     Args:
         title: Heading.
-        schedule: What is drawn, over its own epochs.
+        schedule: The schedule, drawn over its own epochs.
     """
     names = [name for name in PBA_OPERATIONS if any(_of(segment.policy.ops, name) for segment in schedule.segments)]
     legend = TOP + 2 * (PANEL + GAP)

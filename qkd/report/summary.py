@@ -1,4 +1,4 @@
-"""Collect the figures of a run folder into one value; nothing is computed while printing."""
+"""Collect the figures of a run folder into one value, so that nothing is computed while printing."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from qkd.report.table import align
 from qkd.run.folder import why_outdated
 from qkd.units import megabytes, milliseconds, percent
 
-TAUGHT = Path("student") / "teacher"  # of a run: the teacher as it ended, where it learned beside the student
+TAUGHT = Path("student") / "teacher"  # in a run: the final teacher, if it learned along with the student
 ROLES = {"teacher": "teacher", "float": "FP32 twin", "student": "student"}  # name of the ONNX file -> its description
-IS_TWIN = f"(= {ROLES['float']})"  # behind a teacher that is the student's net in FP32
+IS_TWIN = f"(= {ROLES['float']})"  # after a teacher that is the student's net in FP32
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,16 @@ class ModelRow(OldFields):
     Args:
         role: ``teacher``, ``FP32 twin`` or ``student`` with its code.
         net: Name of the network.
-        test_accuracy: Fraction 0..1 on the test split, or None where it was not measured.
-        interval: Its 95 % interval (Wilson's), fractions; None where the number of test images is not known.
+        test_accuracy: Accuracy on the test split as a fraction 0..1; None if it was not measured.
+        interval: Its 95 % interval (Wilson's), fractions; None if the number of test images is unknown.
         agreement: Fraction of test images with the same top class in PyTorch and ONNX Runtime (optimizations off).
         agreement_optimized: The same with ONNX Runtime's optimizations on.
         size_bytes: Size of the ONNX file.
-        packed_weight_bytes: What the weights take in it.
-        theoretical_bytes: Weights at their bits, four bytes for each bias and weight scale.
+        packed_weight_bytes: Size of the weights in it.
+        theoretical_bytes: Weights at their bit width, four bytes for each bias and weight scale.
         median_ms, p10_ms, p90_ms: Latency of one inference.
-        needs: What runs the file: ``onnxruntime >= 1.24``; empty where it is not known.
-        is_measured_only: Whether the line is there for its latency: a file under another execution provider, or int8.
+        needs: What runs the file: ``onnxruntime >= 1.24``; empty if unknown.
+        is_measured_only: Whether the line only shows latency: a file under another execution provider, or int8.
     """
 
     role: str
@@ -73,10 +73,10 @@ class LayerRow:
 
     Args:
         name, kind: Module path and its kind.
-        weight_bits, act_bits: Widths of weights and of the activations that enter.
+        weight_bits, act_bits: Bit widths of weights and of input activations.
         used: Smallest and largest weight code that occurs.
         allowed: Smallest and largest code of the grid.
-        parameters, macs: Weights, and multiply-accumulates an image.
+        parameters, macs: Number of weights, and multiply-accumulates per image.
         parity_steps: Largest difference between PyTorch and ONNX Runtime on the layer's output, in output steps.
     """
 
@@ -93,22 +93,22 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class RunSummary(OldFields):
-    """What a run came to, as far as it got.
+    """The results of a run, as far as it got.
 
     Args:
         name, folder: The run.
         models, layers: Lines of the tables.
-        parity, cost: What the export stage wrote of the comparison and of the student's cost.
+        parity, cost: What the export stage wrote about the comparison and the student's cost.
         flavors: The student's files for other runtimes: name -> size and comparison.
-        bench: The measurement that the closing table shows: this machine's, or else the first device's.
-        devices: Every device's measurement, this machine first; of one that failed, its ``failure``.
-        test_images: Number of test images; None where it is not known.
-        caveats: What a reader of these figures has to know, a sentence each.
+        bench: The measurement in the closing table: this machine's, or else the first device's.
+        devices: Every device's measurement, this machine first; for a device that failed, its ``failure``.
+        test_images: Number of test images; None if unknown.
+        caveats: What a reader of these figures must know, one sentence each.
         report: Path of the page; None before it is written.
-        outdated: Which file has changed since the report was written; empty where none has.
-        fall_backs: A sentence for each layer or function of the student that stays in float, and why.
-        predictions: What the export stage wrote of the classes that the files give the test images.
-        verdict: All in one sentence; empty before there is a student.
+        outdated: Which file has changed since the report was written; empty if none has.
+        fall_backs: One sentence for each layer or function of the student that stays in float, with the reason.
+        predictions: What the export stage wrote about the classes that the files predict for the test images.
+        verdict: Everything in one sentence; empty before there is a student.
     """
 
     name: str
@@ -140,7 +140,7 @@ class RunSummary(OldFields):
 
     @property
     def twin(self) -> ModelRow | None:
-        """The line of the student's net in FP32: the teacher's, where both have one net."""
+        """The line of the student's net in FP32: the teacher's, if both have the same net."""
         teacher = self.teacher
         return teacher if teacher and IS_TWIN in teacher.role else self._first(ROLES["float"])
 
@@ -167,7 +167,7 @@ class RunSummary(OldFields):
 
 
 def model_table(summary: RunSummary) -> list[list[str]]:
-    """Return heading and lines of the table of models, as text."""
+    """Return the heading and lines of the table of models, as text."""
     head = ["model", "net", "test accuracy (95 %)", "parity (optimized)", "ONNX file", "latency (median)"]
     rows = [head, *([row.role, row.net, _accuracy(row), _parity(row), megabytes(row.size_bytes),
                      milliseconds(row.median_ms)] for row in summary.models)]  # fmt: skip
@@ -178,7 +178,7 @@ def model_table(summary: RunSummary) -> list[list[str]]:
 
 
 def summarize(path: Path) -> RunSummary:
-    """Return what a run folder holds so far.
+    """Return the contents of a run folder so far.
 
     Args:
         path: The run folder; stages that have not run leave gaps.
@@ -187,7 +187,7 @@ def summarize(path: Path) -> RunSummary:
         The figures, with gaps.
 
     Raises:
-        DamagedFileError: If a record is not JSON, or not what the toolkit writes under its name.
+        DamagedFileError: If a record is not JSON, or not what the toolkit writes under that name.
         ImportError: If the run used a method of another package that is not installed.
         OSError: If a record cannot be read, or is too large.
     """
@@ -227,7 +227,7 @@ def _verdict(summary: RunSummary) -> str:
 
 
 def size_table(summary: RunSummary) -> list[list[str]]:
-    """Return heading and lines of the table of sizes, as text; only the heading where nothing has been exported."""
+    """Return the heading and lines of the table of sizes, as text; only the heading if nothing has been exported."""
     head = ["model", "net", "file", "weights in it", "theoretical"]
     return [head, *([row.role, row.net, *map(megabytes, (row.size_bytes, row.packed_weight_bytes,
                      row.theoretical_bytes))] for row in summary.models
@@ -235,7 +235,7 @@ def size_table(summary: RunSummary) -> list[list[str]]:
 
 
 def _flavors(path: Path, export: Mapping[str, Any]) -> dict[str, Any]:
-    """Return size and comparison of the student's files for other runtimes."""
+    """Return the size and comparison of the student's files for other runtimes."""
     found = {}
     for name, facts in export.items():
         if name.startswith("student."):
@@ -251,7 +251,7 @@ def read_json(path: Path) -> dict[str, Any]:
         path: A record of a run folder.
 
     Returns:
-        Key -> value; empty where the file is missing.
+        Key -> value; empty if the file is missing.
 
     Raises:
         DamagedFileError: If the file is not JSON, or not what the toolkit writes under this name.
@@ -278,7 +278,7 @@ def _results(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _test_images(results: Mapping[str, Mapping[str, Any]], parity: Mapping[str, Any]) -> int | None:
-    """Return the number of test images; of runs that do not say it, how many parity was checked on: all of them."""
+    """Return the number of test images; for runs that do not record it, the number checked for parity, which is all."""
     said = (result.get("test_images") for result in results.values())
     return next((count for count in said if count), None) or parity.get("images")
 
@@ -310,7 +310,7 @@ def _models(
     rows = []
     for key, found in results.items():
         is_taught = key == "teacher" and bool(taught)
-        result = taught if is_taught else found  # as it ended: that one is exported
+        result = taught if is_taught else found  # its final state, which is exported
         if result:
             is_twin = key == "teacher" and _nets_agree(results)
             compared = parity if key == "student" else {}
@@ -322,7 +322,7 @@ def _models(
 
 
 def _under_providers(student: ModelRow, bench: Mapping[str, Any], parity: Mapping[str, Any]) -> list[ModelRow]:
-    """Return a line for each provider that the student's file was measured under, beside the CPU's."""
+    """Return a line for each provider besides the CPU's that the student's file was measured under."""
     compared = parity.get("provider") or {}
     rows = []
     for name, row in bench.get("models", {}).items():
@@ -336,7 +336,7 @@ def _under_providers(student: ModelRow, bench: Mapping[str, Any], parity: Mappin
 
 
 def _baseline(bench: Mapping[str, Any], models: Sequence[ModelRow]) -> list[ModelRow]:
-    """Return the line of onnxruntime's static int8, where it was measured."""
+    """Return the line of onnxruntime's static int8, if it was measured."""
     row = bench.get("models", {}).get(BASELINE)
     twin = next((model.net for model in models if not model.role.startswith(ROLES["student"])), "")
     return [] if row is None else [_measured("static int8 of the float net", twin, row)]
@@ -348,9 +348,9 @@ def _measured(role: str, net: str, row: Mapping[str, Any]) -> ModelRow:
 
 
 def _company(path: Path, results: Mapping[str, Mapping[str, Any]], *, is_taught: bool) -> list[ModelRow]:
-    """Return lines of the nets that the student learned from or with and that are thrown away: accuracies alone."""
+    """Return lines of the discarded nets that the student learned from or with: only their accuracies."""
     rows = [row for rows_of in report_rows() for row in rows_of(path, results)]
-    told = [row for result in results.values() for row in result.get("rows", [])]  # by methods of no table, say
+    told = [row for result in results.values() for row in result.get("rows", [])]  # e.g. by methods outside the table
     rows += [row_of(row["role"], row, teaches=row.get("teaches", False)) for row in told]
     rows += [row_of("teacher, before it was taught", results["teacher"], teaches=True)] if is_taught else []
     rows.sort(key=lambda row: not row.teaches)

@@ -1,4 +1,4 @@
-"""Align figures in columns of text, or as a Markdown table."""
+"""Align figures in columns of text, or format them as a Markdown table."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from qkd.foreign.shown import shown, shown_line
 from qkd.units import megabytes, milliseconds, percent
 
 _LONGEST_CELL = 200  # characters
-_MARKS = re.compile(r"[\\`*|\[\]~]")  # an underscore within a word is none, and names are full of them
+_MARKS = re.compile(r"[\\`*|\[\]~]")  # without the underscore: within a word it is no markup, and names are full of it
 
 
 DEVICE_HEAD = ["device", "model", "median", "p10", "p90", "p99", "vs. FP32", "size", "memory", "accuracy", "agreement"]
 
 
 def device_label(name: str, *, is_reference: bool) -> str:
-    """Return what a table calls a model: its name, and ``(FP32)`` behind it where it is the one that ratios are to."""
+    """Return a model's name in a table, followed by ``(FP32)`` if it is the reference of the ratios."""
     return f"{name} (FP32)" if is_reference else name
 
 
 def device_cells(row: Mapping[str, Any], ratio: float | None) -> list[str]:
-    """Return what a device measured of a model as text, under ``DEVICE_HEAD`` behind its first two columns.
+    """Return a device's measurements of a model as text, for the columns of ``DEVICE_HEAD`` after the first two.
 
     Args:
         row: The model's entry of ``bench/<device>.json``.
-        ratio: Its median over the float model's; None where there is none.
+        ratio: Its median divided by the float model's; None if there is none.
     """
     return [
         *(milliseconds(row.get(key)) for key in ("median_ms", "p10_ms", "p90_ms", "p99_ms")),
@@ -39,15 +39,15 @@ def device_cells(row: Mapping[str, Any], ratio: float | None) -> list[str]:
 
 
 def device_notes(row: Mapping[str, Any]) -> list[str]:
-    """Return what is to be said of a model that a device measured; ``row`` as for :func:`device_cells`."""
+    """Return notes on a model that a device measured; ``row`` as for :func:`device_cells`."""
     repacked = [f"weights repacked to {', '.join(row['repacked'])}"] if row.get("repacked") else []
     return [*repacked, *row.get("notes", [])]
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:
-    r"""Return rows as columns of text; the first two to the left, figures to the right.
+    r"""Return rows as columns of text; the first two are left-aligned, figures right-aligned.
 
-    A row is one line, also where a name that comes from outside is none: its newlines are written out (``\n``).
+    A row is one line even if a name from outside has several: its newlines are written out (``\n``).
     """
     rows = [[shown_line(cell, _LONGEST_CELL) for cell in row] for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
@@ -60,7 +60,7 @@ def align(rows: Sequence[Sequence[str]]) -> str:
 
 
 def plain_text(text: str) -> str:
-    r"""Return text as Markdown shows it: no tag, link, code or table cell of it comes to life.
+    r"""Escape text for Markdown, so that none of it becomes a tag, link, code or table cell.
 
     Names of files, classes and devices come from outside. Control characters are written out (``\x1b``).
     """

@@ -1,4 +1,4 @@
-"""Draw what a teacher tells: how sure it is, how classes relate, how gradients are re-scaled."""
+"""Draw what a teacher conveys: its confidence, how classes relate, how gradients are rescaled."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GAP = 46
 COLORS = ("#2a5cb3", "#e8a21a")  # of the two temperatures
 BAND, MEAN, TOTAL = "#8fbcf0", "#1f4e9c", "#d94f2b"
 POSITIVE, NEGATIVE, DIAGONAL = "#d94f2b", "#1f4e9c", "#8c8c8c"
-MOST_NOTED_CLASSES = 32  # a title for each pair of more would be most of the file
+MOST_NOTED_CLASSES = 32  # with more, the tooltips of all pairs would be most of the file
 
 
 def teacher_picture(
@@ -35,11 +35,11 @@ def teacher_picture(
     Args:
         title: Heading.
         confidences: One or two labels -> images in each of equal bins of the true class's probability, 0 to 1.
-        relations: Correlation of each two classes, in ``[-1, 1]``.
+        relations: Correlation of each pair of classes, in ``[-1, 1]``.
         relations_label: Their description, in a few words.
-        classes: Names, in the order of ``relations``.
+        classes: Class names, in the order of ``relations``.
         rescaling: For each epoch ``epoch``, ``w_mean``, ``w_std`` and ``w_total``, the last three possibly None;
-            empty: not drawn.
+            not drawn if empty.
     """
     row = PANEL + GAP
     with drawing():
@@ -78,7 +78,7 @@ def _histogram(axes: Axes, confidences: Mapping[str, Sequence[int]]) -> None:
 
 
 def _heat_map(axes: Axes, relations: Sequence[Sequence[float]], classes: Sequence[str]) -> float:
-    """Draw correlations, blue to red; return the largest of two different classes, which has the full color."""
+    """Draw correlations, blue to red; return the largest between different classes, which gets the full color."""
     from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgba
     from matplotlib.patches import Rectangle
 
@@ -123,7 +123,7 @@ def _over_epochs(axes: Axes, rows: Sequence[Mapping[str, float | None]]) -> None
 
 
 def _band(row: Mapping[str, float | None]) -> dict[str, float]:
-    """Return what is drawn of an epoch, in the order of its note."""
+    """Return what is drawn for an epoch, in the order of its note."""
     mean, std, total = (row[name] for name in ("w_mean", "w_std", "w_total"))
     band = {}
     if mean is not None and std is not None:

@@ -14,16 +14,16 @@ from qkd.report.tradeoff import device_table
 from qkd.units import bytes_text
 
 SIZE_NOTE = TERMS["size"]
-SEARCH_NOTE = "Validation accuracies of members of the population; the test images have no part in a search."
+SEARCH_NOTE = "Validation accuracies of members of the population; a search does not use the test images."
 # row -> field of the totals, and whether it is bytes
 COSTS = {
     "parameters": ("parameters", False),
     "multiply-accumulates": ("macs", False),
     "bit operations (BOPs)": ("bops", False),
-    "weights at their bits": ("weight_bytes", True),
+    "weights at their bit width": ("weight_bytes", True),
     "weights, biases, weight scales": ("parameter_bytes", True),
     "activation peak, codes in bytes": ("peak_stored_bytes", True),
-    "activation peak, at their bits": ("peak_packed_bytes", True),
+    "activation peak, at bit width": ("peak_packed_bytes", True),
 }
 COST_HEAD = ["", "student", "FP32 twin", "ratio"]
 LAYER_HEAD = [
@@ -40,12 +40,12 @@ LAYER_HEAD = [
 
 
 def layer_table(summary: RunSummary) -> list[list[str]]:
-    """Return heading and lines of the table of layers, as text."""
+    """Return the heading and lines of the table of layers, as text."""
     return [LAYER_HEAD, *(_layer_cells(row) for row in summary.layers)]
 
 
 def fall_back_table(summary: RunSummary) -> list[list[str]]:
-    """Return heading and lines of what stays in float in the student's file, as text."""
+    """Return the heading and lines of what stays in float in the student's file, as text."""
     return [["layer, and why it stays in float"], *([sentence] for sentence in summary.fall_backs)]
 
 
@@ -56,8 +56,8 @@ def render_text(
 
     Args:
         summary: The figures.
-        searches: Role -> what its search came to.
-        agents: Role -> what its agent does, in a line.
+        searches: Role -> results of its search.
+        agents: Role -> what its agent does, in one line.
 
     Returns:
         Markdown, ending with a newline.
@@ -67,7 +67,7 @@ def render_text(
         parts.append(f"**{plain_text(summary.verdict)}**")
     parts.append(markdown(model_table(summary)))
     if summary.caveats:
-        parts += ["## Read this with the figures", "\n".join(f"- {plain_text(caveat)}" for caveat in summary.caveats)]
+        parts += ["## Notes on these figures", "\n".join(f"- {plain_text(caveat)}" for caveat in summary.caveats)]
     if summary.parity:
         parts += ["## Parity", plain_text(parity_sentence(summary))]
     parts += [plain_text(flavor_sentence(name, facts)) for name, facts in summary.flavors.items()]
@@ -99,15 +99,15 @@ def render_text(
 
 
 def cost_table(summary: RunSummary) -> list[list[str]]:
-    """Return heading and lines of the cost of the student beside its float twin's; only the heading where none is."""
+    """Return the heading and lines of the student's cost next to its float twin's; only the heading if unknown."""
     return cost_rows(summary.cost) if summary.cost else [COST_HEAD]
 
 
 def cost_rows(cost: Mapping[str, Any]) -> list[list[str]]:
-    """Return heading and lines of a cost report's totals, as text.
+    """Return the heading and lines of a cost report's totals, as text.
 
     Args:
-        cost: What ``CostReport.to_json`` gives.
+        cost: The result of ``CostReport.to_json``.
     """
     rows = [COST_HEAD]
     for label, (key, is_bytes) in COSTS.items():
@@ -118,7 +118,7 @@ def cost_rows(cost: Mapping[str, Any]) -> list[list[str]]:
 
 
 def flavor_sentence(name: str, facts: Mapping[str, Any]) -> str:
-    """Return what became of a file of the student for other runtimes."""
+    """Return the outcome for a student's file for another runtime."""
     parity = facts["parity"]
     if not parity:
         return f"{name}.onnx ({bytes_text(facts['size_bytes'])}): not compared."
@@ -135,7 +135,7 @@ def _runtime(parity: Mapping[str, Any]) -> str:
 
 
 def parity_sentence(summary: RunSummary) -> str:
-    """Return what was compared with what, and the outcome."""
+    """Return what was compared, and the outcome."""
     parity = summary.parity
     return (
         f"{'passed' if parity['passed'] else 'FAILED'}: {parity['images']} test images, PyTorch against ONNX Runtime "
@@ -177,7 +177,7 @@ def _codes_sentence(parity: Mapping[str, Any]) -> str:
 
 
 def latency_sentence(summary: RunSummary) -> str:
-    """Return how the latencies were taken."""
+    """Return how the latencies were measured."""
     known = {"cpu": "unknown", **dict.fromkeys(("onnxruntime", "threads", "batch_size", "rounds", "warmup"), "?")}
     facts = known | {key: value for key, value in summary.bench.items() if key in known}
     facts |= {key: value for key, value in (summary.bench.get("machine") or {}).items() if key in known}

@@ -1,4 +1,4 @@
-"""Set accuracy against latency and size, a device at a time."""
+"""Compare accuracy with latency and size, one device at a time."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from qkd.report.summary import ROLES, RunSummary
 from qkd.report.table import DEVICE_HEAD, device_cells, device_label, device_notes
 
 HEAD = [*DEVICE_HEAD, "notes"]
-# the same in every picture; other models share the next
+# the same in every picture; other models share the next color
 COLORS = {"teacher": 0, "student": 1, "float": 2, "float twin": 2}
 NEXT_COLOR = 3
 
 
 def device_table(summary: RunSummary) -> list[list[str]]:
-    """Return heading and lines of the table of devices, as text; a device that failed has a line with its reason."""
+    """Return the heading and lines of the table of devices, as text; a failed device gets a line with the reason."""
     rows = [HEAD]
     for bench in summary.devices:
         for name, row in bench.get("models", {}).items():
@@ -29,9 +29,9 @@ def device_table(summary: RunSummary) -> list[list[str]]:
 
 
 def device_charts(summary: RunSummary) -> dict[str, list[Markup]]:
-    """Return device -> its two pictures: accuracy against latency, and against the size of the file.
+    """Return device -> its two pictures: accuracy against latency, and accuracy against file size.
 
-    Accuracies are those measured on the device's sample where every model has one, else those of the test set.
+    Accuracies are those measured on the device's sample if every model has one, otherwise those on the test set.
     """
     charts = {}
     for bench in summary.devices:
@@ -60,7 +60,7 @@ def _scores(summary: RunSummary, bench: Mapping[str, Any]) -> tuple[dict[str, fl
     by_role = {row.role.partition(" (")[0]: row.test_accuracy for row in summary.models if not row.is_measured_only}
     known = {key: value for key, role in ROLES.items() for found, value in by_role.items()
              if value is not None and found.startswith(role)}  # fmt: skip
-    # under a provider, a model's outputs are compared before it is measured: its accuracy is the model's own
+    # a model's outputs under a provider are compared before it is measured, so its accuracy is the model's own
     models = {name: row.get("model") or name for name, row in rows.items()}
     return {name: known[model] for name, model in models.items() if model in known}, "test accuracy"
 

@@ -1,3 +1,3 @@
-"""What a role is in a run: its nets, its start, its agent, its images, and how its training is put together."""
+"""The roles of a run: their nets, starting weights, agents and images, and how their trainings are put together."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""Each role's agent, with what the run's own search found put in its place."""
+"""Each role's agent, replaced by what the run's own search found if it is searched."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Role = Literal["teacher", "student"]
 
 
 def role_agent(run: RunFolder, role: Role) -> AgentConfig:
-    """Return a role's agent as a training uses it.
+    """Return a role's agent for its training.
 
     ``search`` becomes the schedule file that the run's search wrote; ``teacher`` (the student's) becomes the teacher's
     policy, with the crop, flip and cut-out of the student's own agent.
 
     Args:
         run: The run.
-        role: Whose agent.
+        role: The role whose agent is returned.
 
     Raises:
         FileNotFoundError: If the search has not written its schedule yet.
@@ -38,7 +38,7 @@ def role_agent(run: RunFolder, role: Role) -> AgentConfig:
 
 
 def named_agent(config: RunConfig, role: Role) -> AgentConfig:
-    """Return a role's agent with ``teacher`` resolved to the teacher's policy; ``search`` stays."""
+    """Return a role's agent with ``teacher`` resolved to the teacher's policy; ``search`` is kept."""
     own = config.teacher.agent if role == "teacher" else config.student.agent
     if own.policy != "teacher":
         return own
@@ -48,12 +48,12 @@ def named_agent(config: RunConfig, role: Role) -> AgentConfig:
 
 
 def unsearched_agent(agent: AgentConfig) -> AgentConfig:
-    """Return what a searched agent does beside its schedule: crop, flip and cut-out; any other agent unchanged."""
+    """Return what a searched agent does besides its schedule (crop, flip and cut-out); any other agent unchanged."""
     return agent.model_copy(update={"policy": "crop_flip"}) if agent.policy == "search" else agent
 
 
 def searcher(config: RunConfig, role: Role) -> Role:
-    """Return whose search a role's agent comes from: the teacher's where the student shares it."""
+    """Return the role whose search a role's agent comes from: the teacher if the student shares its agent."""
     return "teacher" if role == "student" and config.student.agent.policy == "teacher" else role
 
 
@@ -69,9 +69,9 @@ def agent_inputs(run: RunFolder, role: Role) -> list[Path]:
 
 
 def training_settings(config: RunConfig) -> dict[str, Any]:
-    """Return all of a config that a distillation depends on, as a checkpoint keeps it: dotted key -> plain value.
+    """Return all settings that a distillation depends on, as stored in a checkpoint: dotted key -> plain value.
 
-    Files are left out (their content is in the fingerprint), and so is how often the training is saved.
+    Files are left out (their content is in the fingerprint), as is how often the training is saved.
     """
     parts = config.model_dump(mode="json", include={"seed", "teacher", "student"})
     values = dict(leaves(change_nets(parts, portable_net)))

@@ -1,4 +1,4 @@
-"""A float net that is trained by itself: the teacher, or the float net that a student starts from."""
+"""A float net that is trained on its own: the teacher, or the float net that a student starts from."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from qkd.training.state import fill
 
 @dataclass(frozen=True)
 class FloatRole:
-    """A float net on the labels alone.
+    """A float net that is trained on the labels alone.
 
     Args:
         context: The run.
         name: Names its random streams and its manifest.
-        folder: In the run folder.
-        title: For people.
+        folder: Its folder in the run folder.
+        title: Its name for the user.
         net: A name of ``qkd ls nets``.
-        train: Optimizer and length; None where its weights are used unchanged.
-        agent: Gives its agent.
-        stream: Names the random stream of its first weights.
-        weights: File of weights that it starts from, or ``imagenet``; None where they are random.
-        head: ``new``: the last layer of ``weights`` is left out.
-        inputs: Files of the run folder that it is made from.
-        beside: Gives what learns with it in its own training.
-        details: Gives further keys of its result, of the trained net.
+        train: Optimizer and length; None if its weights are used unchanged.
+        agent: Returns its agent.
+        stream: Names the random stream of its initial weights.
+        weights: File of weights that it starts from, or ``imagenet``; None if they are random.
+        head: With ``new``, the last layer of ``weights`` is left out.
+        inputs: Files of the run folder that it depends on.
+        beside: Returns what learns with it in its own training.
+        details: Returns more keys of its result, from the trained net.
     """
 
     context: Context
@@ -57,7 +57,7 @@ class FloatRole:
     details: Callable[[nn.Module], dict[str, Any]] = lambda _: {}
 
     def make(self) -> Made:
-        """Build the net, and what learns with it.
+        """Build the net and what learns with it.
 
         Raises:
             ValueError: If the net or its weights cannot be used.
@@ -84,7 +84,7 @@ class FloatRole:
         )
 
     def source(self) -> Path | None:
-        """Return the file of weights that it starts from; None where they are random."""
+        """Return the file of weights that it starts from; None if they are random."""
         return None if self.weights is None else weights_file(self.weights, self.net)
 
     def _phases(self, net: nn.Module, beside: Beside | None) -> tuple[Phase, ...]:

@@ -1,4 +1,4 @@
-"""A float net in the student's place, for methods whose student starts from one that they trained themselves."""
+"""A float net in the student's place, for methods that train one themselves for the student to start from."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from qkd.run.folder import RunFolder
 
 
 class FloatTwinRole(StudentRole):
-    """A student in full precision, which learns as the low-bit one does.
+    """A student in full precision, which learns like the low-bit one.
 
     Args:
-        role: Whose start it is.
-        config: With the float net in the student's place (:func:`float_twin_config`).
+        role: The student that starts from it.
+        config: The config with the float net in the student's place (:func:`float_twin_config`).
     """
 
     def __init__(self, role: StudentRole, config: RunConfig) -> None:
@@ -33,19 +33,19 @@ class FloatTwinRole(StudentRole):
         return self.float_net().to(self.context.device)
 
     def begin(self, student: nn.Module, made: Distillation) -> None:
-        """Leave it unchanged: a float net has nothing to calibrate."""
+        """Do nothing, since a float net has nothing to calibrate."""
 
     def details(self) -> Mapping[str, Any]:
-        """Return further keys of its result."""
+        """Return more keys of its result."""
         return {"weight_bits": None, "act_bits": None, "start": "random", "view": "same"}
 
 
 def float_twin_config(config: RunConfig, **changes: Any) -> RunConfig:
-    """Return a config with the float net in the student's place: one phase, batch norm that learns.
+    """Return a config with the float net in the student's place, with one phase and trainable batch norm.
 
     Args:
-        config: Of the run; its ``student.float_train`` is set.
-        changes: Further keys of the student's section.
+        config: The run's config; its ``student.float_train`` is set.
+        changes: More keys of the student's section.
     """
     train = cast(TrainConfig, config.student.float_train)
     own: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""What the student of a run learns from: its teacher, or what a method puts in the teacher's place."""
+"""What the student of a run learns from: its teacher, or what a method uses instead."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from qkd.roles.nets import load_float, load_teacher
 from qkd.run.folder import RunFolder
 from qkd.training.assembly import WEIGHTS
 
-TAUGHT = "student/teacher"  # folder of a teacher that learned beside the student, as it ended
+TAUGHT = "student/teacher"  # folder of the final state of a teacher that learned along with the student
 
 
 @dataclass(frozen=True)
 class Followed:
-    """What the student of a run follows, if it is trained yet.
+    """What the student of a run learned from, or will learn from.
 
     Args:
         model: In eval mode, on the CPU; float or low-bit.
         net: A name of ``qkd ls nets``.
-        words: A description for people.
-        note: What is still missing; empty where there is nothing to say.
+        words: A description for the user.
+        note: What is still missing; empty if nothing is.
     """
 
     model: nn.Module
@@ -46,16 +46,16 @@ def load_guide(run: RunFolder) -> nn.Module:
     """Return what the student learns from, in eval mode, on the CPU.
 
     Raises:
-        FileNotFoundError: If it is not there yet.
+        FileNotFoundError: If it does not exist yet.
         ValueError: If a file is damaged or of another net.
     """
     return guide_of(run).load()
 
 
 def load_taught(run: RunFolder) -> nn.Module | None:
-    """Return the run's teacher as it ended, where it learned beside the student; None where it did not, or not yet.
+    """Return the final state of a teacher that learned along with the student; None if it did not, or not yet.
 
-    In eval mode, on the CPU.
+    It is in eval mode, on the CPU.
 
     Raises:
         ValueError: If its file is damaged or of another net.
@@ -65,7 +65,7 @@ def load_taught(run: RunFolder) -> nn.Module | None:
 
 
 def load_followed(run: RunFolder) -> Followed:
-    """Return what the student of a run follows: the teacher taught beside it, or what it learns from.
+    """Return what the student of a run learned from: the teacher taught along with it, or what it learns from.
 
     Raises:
         FileNotFoundError: If the run has no teacher yet.
@@ -73,10 +73,10 @@ def load_followed(run: RunFolder) -> Followed:
     """
     own = run.config.teacher_net
     if (taught := load_taught(run)) is not None:
-        return Followed(taught, own, f"{net_title(own)}, taught beside the student")
+        return Followed(taught, own, f"{net_title(own)}, taught along with the student")
     guide, note = guide_of(run), ""
     while guide.below is not None and not guide.files[-1].is_file():
         guide, note = guide.below, guide.untrained
     if not note and any(method.trains_teacher for method in methods_of(run.config)):
-        note = "the teacher learns beside the student, who is not trained yet: this is how it starts"
+        note = "the teacher learns along with the student, which is not trained yet; this is its initial state"
     return Followed(guide.load(), guide.net, guide.words, note)

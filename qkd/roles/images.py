@@ -1,4 +1,4 @@
-"""The images of a run: loaded, and held against what the run was begun with."""
+"""The images of a run: loaded, and compared with those that the run was started with."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from qkd.files import DamagedFileError, read_json, write_json
 from qkd.progress import Progress, Silent
 from qkd.run.folder import RunFolder
 
-FILE = "data.json"  # in the run folder: what the data set was when the first stage read it
+FILE = "data.json"  # in the run folder: facts about the data set when the first stage read it
 
 
 def run_images(run: RunFolder, progress: Progress | None = None) -> Splits:
-    """Return the images of a run, the same as those that its other stages saw.
+    """Return the images of a run, the same that its other stages saw.
 
-    The first stage that reads images records facts about them; a run that was begun without such a record gets one now.
+    The first stage that reads images records facts about them; a run that was started without a record gets one now.
 
     Args:
         run: The run, locked by this process.
-        progress: Where to say what is to be known of the data set; said once a run.
+        progress: Where to report what the user should know about the data set, once per run.
 
     Raises:
-        qkd.data.DataError: If they cannot be read, or are not what the run was begun with.
+        qkd.data.DataError: If they cannot be read, or are not those that the run was started with.
         OSError: If the record cannot be written.
     """
     return current().in_turn(lambda: _run_images(run, progress))  # one process downloads and records
@@ -41,28 +41,28 @@ def _run_images(run: RunFolder, progress: Progress | None) -> Splits:
 
 
 def check_images(run: RunFolder, progress: Progress) -> None:
-    """Compare the data set with what a run was begun with, without loading it for training.
+    """Compare the data set with the one a run was started with, without loading it for training.
 
     Args:
         run: The run, locked by this process.
-        progress: Where to say that a run without a record gets one now.
+        progress: Where to report that a run without a record gets one now.
 
     Raises:
-        qkd.data.DataError: If the set cannot be read, or is not what the run was begun with.
+        qkd.data.DataError: If the set cannot be read, or is not the one the run was started with.
         OSError: If the record cannot be written.
     """
     _hold(run, read_facts(run.config.data), (), progress)
 
 
 def stored_images(config: RunConfig, folder: Path) -> Splits:
-    """Return the images of a run folder that is only looked at: compared with its record, where it has one.
+    """Return the images of a run folder that is only read: compared with its record, if it has one.
 
     Args:
-        config: The run's.
+        config: The run's config.
         folder: The run folder; nothing is written to it.
 
     Raises:
-        qkd.data.DataError: If they cannot be read, or are not what the run was begun with.
+        qkd.data.DataError: If they cannot be read, or are not those that the run was started with.
     """
     splits = load_splits(config.data, seed=config.seed)
     if splits.facts is not None and (then := _recorded(folder)) is not None:
@@ -71,12 +71,12 @@ def stored_images(config: RunConfig, folder: Path) -> Splits:
 
 
 def require_same_images(run: RunFolder, other: Path, progress: Progress) -> None:
-    """Raise unless a run's images are those that another run was begun with.
+    """Raise unless a run's images are those that another run was started with.
 
     Args:
         run: The run, locked by this process.
         other: The other run's folder.
-        progress: Where to say what is to be known of the data set.
+        progress: Where to report what the user should know about the data set.
 
     Raises:
         qkd.data.DataError: If they differ, or the other run has no record of its images.
@@ -86,7 +86,7 @@ def require_same_images(run: RunFolder, other: Path, progress: Progress) -> None
         raise DataError(f"{other} has no record of its images ({FILE}), so they cannot be compared with this run's")
     lines = changes(then, now)
     if lines:
-        raise DataError(f"the teacher of {other} learned from other images than this run's: {'; '.join(lines)}")
+        raise DataError(f"the teacher of {other} was trained on other images than this run's: {'; '.join(lines)}")
     _hold(run, now, (), progress)
 
 
@@ -99,7 +99,7 @@ def _hold(run: RunFolder, now: DataFacts, notes: tuple[str, ...], progress: Prog
         if line:
             progress.warn(f"data: {line}")
     if run.is_complete("teacher"):
-        progress.warn(f"this run has no record of its images ({FILE}): their present state is recorded instead")
+        progress.warn(f"this run has no record of its images ({FILE}): their current state is recorded instead")
     write_json(run.path / FILE, now.to_json())
 
 
@@ -112,8 +112,8 @@ def _recorded(folder: Path) -> DataFacts | None:
     except (DamagedFileError, ValueError) as error:
         reason = str(error).removeprefix(f"{path}: ")
         raise DataError(
-            f"{path}: is not a record of a data set ({reason}); if you are sure that the images are those of the run, "
-            "delete it, and it is written again"
+            f"{path} is not a record of a data set ({reason}); if you are sure that the images are those of the run, "
+            "delete it, and it will be written again"
         ) from error
 
 
@@ -121,6 +121,6 @@ def _refuse_changes(folder: Path, then: DataFacts, now: DataFacts) -> None:
     lines = changes(then, now)
     if lines:
         raise DataError(
-            f"the data set is not what {folder} was begun with; changed: {'; '.join(lines)}. Restore it, or give this "
+            f"the data set is not what {folder} began with; changed: {'; '.join(lines)}. Restore it, or give this "
             "run another name (name=...), or delete the folder to start over"
         )

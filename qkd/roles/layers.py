@@ -1,4 +1,4 @@
-"""The table of a student's layers: bits, codes in use, and whether the exported file computes the same codes."""
+"""The table of a student's layers: bits, codes used, and whether the exported file computes the same codes."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from quantizers.integer import Quantize
 def layer_rows(student: Student, report: ParityReport) -> list[dict[str, Any]]:
     """Return one row per convolution or linear layer, as plain values.
 
-    To what ``quantizers.layer_report`` gives, ``parity_steps`` is added: the largest difference between student and
-    file in the codes that are made of the layer's output (in output steps of the logits for the last layer); None
-    where these were not compared.
+    These are the rows of ``quantizers.layer_report``, with ``parity_steps`` added: the largest difference between
+    student and file in the codes of the layer's output (in output steps of the logits for the last layer); None if
+    these were not compared.
 
     Args:
         student: The calibrated student.
-        report: Its comparison with the file.
+        report: Its comparison with the exported file.
     """
     steps = _steps(integer_view(student), report)
     return [{**row, "parity_steps": steps.get(row["name"])} for row in layer_report(student)]
@@ -32,7 +32,7 @@ def _steps(view: IntegerView, report: ParityReport) -> dict[str, float | None]:
 
 
 def _worst(edge: str, view: IntegerView, compared: Mapping[str, LayerParity], report: ParityReport) -> float | None:
-    """Return the largest difference on the grids that an edge reaches first."""
+    """Return the largest difference on the first grids that an edge reaches."""
     found: list[float] = []
     pending, seen = [edge], {edge}
     while pending:

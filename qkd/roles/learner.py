@@ -1,4 +1,4 @@
-"""The student's place in a run: its start, its phases, and what comes of it."""
+"""The student's role in a run: its start, its phases, and its results."""
 
 from __future__ import annotations
 
@@ -38,28 +38,28 @@ def phases_of(student: StudentConfig) -> tuple[PhaseConfig, ...]:
 
 
 def stretched_train(train: TrainConfig, epochs: int) -> TrainConfig:
-    """Return a training's settings with another length; the warm-up keeps its share."""
+    """Return a training's settings with a different length; the warm-up keeps its share."""
     warmup = train.warmup_epochs * epochs / train.epochs
     return train.model_copy(update={"epochs": epochs, "warmup_epochs": warmup})
 
 
 def stretched_phases(config: RunConfig, epochs: int) -> tuple[PhaseConfig, ...]:
-    """Return a student's phases with another length; the last one fills what whole epochs leave over.
+    """Return a student's phases with a different total length; the last one gets the remainder.
 
     Args:
-        config: Whose student. What its methods count in epochs of the training changes in the same proportion.
-        epochs: Of the whole training.
+        config: The config. Settings of its methods in epochs of the training change in the same proportion.
+        epochs: Length of the whole training.
     """
     student, methods = config.student, methods_of(config)
     if not student.phases:
         return phases_of(student.model_copy(update={"train": stretched_train(student.train, epochs)}))
-    # attention that never learned is of no use, so that its phase is kept, however short the search
+    # untrained attention is useless, so its phase is kept however short the search is
     least = [1 if phase.trains == "modules" else 0 for phase in student.phases]
     shares = [phase.epochs * epochs // student.train.epochs for phase in student.phases]
     lengths = [max(pair) for pair in zip(least, shares, strict=True)]
     lengths[-1] += epochs - sum(lengths)
     if lengths[-1] < 0:
-        raise ValueError(f"search.epochs: {epochs} are too few for the student's {len(student.phases)} phases")
+        raise ValueError(f"search.epochs: {epochs} is too few for the student's {len(student.phases)} phases")
     factor, found = epochs / student.train.epochs, []
     for phase, length, end in zip(student.phases, lengths, accumulate(lengths), strict=True):
         made = phase.model_copy(update={"epochs": length})
@@ -70,7 +70,7 @@ def stretched_phases(config: RunConfig, epochs: int) -> tuple[PhaseConfig, ...]:
 
 
 def student_images(config: RunConfig, splits: Splits) -> Splits:
-    """Return the images of a run as its student may use them: without those that a method keeps back.
+    """Return the images of a run that its student may use: without those that a method holds back.
 
     Raises:
         ValueError: If there are not enough training images.
@@ -81,13 +81,13 @@ def student_images(config: RunConfig, splits: Splits) -> Splits:
 
 
 class StudentRole:
-    """The student of a run, or a net that a config puts in the student's place.
+    """The student of a run, or a net that takes the student's place in a config.
 
     Args:
-        context: The run; its teacher is complete.
-        name: ``student``, or what names other random streams.
-        folder: In the run folder.
-        borrowed: Weights it starts from, instead of those that the config names.
+        context: The run; its teacher must be complete.
+        name: ``student``, or a name for other random streams.
+        folder: Its folder in the run folder.
+        borrowed: Weights to start from instead of those in the config.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class StudentRole:
 
     @property
     def config(self) -> RunConfig:
-        """Return the config, whose student it is."""
+        """Return the config whose student it is."""
         return self.context.config
 
     @property
@@ -114,16 +114,16 @@ class StudentRole:
     # its start
 
     def sub_trainings(self) -> Iterator[Role]:
-        """Yield the trainings that it needs first: its own in float, and what methods need."""
+        """Yield the trainings that must come first: its own float training, and those that methods need."""
         if (own := self.float_role()) is not None:
-            if isinstance(own, StudentRole):  # what it learns from comes first
+            if isinstance(own, StudentRole):  # whatever it learns from comes first
                 yield from own.sub_trainings()
             yield own
         for method in self.methods:
             yield from method.sub_trainings(self.context, "student")
 
     def float_role(self) -> Role | None:
-        """Return the own float training; None where it starts from something else."""
+        """Return its own float training; None if it starts from something else."""
         config = self.config
         if config.student_start != "float":
             return None
@@ -142,14 +142,14 @@ class StudentRole:
         return self.config.student.float_agent or self.agent_without_search()
 
     def agent_without_search(self) -> AgentConfig:
-        """Return the student's agent for a training that its search builds on: a schedule found there is not used."""
+        """Return the student's agent for a training that its search builds on, without the schedule found there."""
         is_own = self.config.student.agent.policy == "search"
         return (
             unsearched_agent(named_agent(self.config, "student")) if is_own else role_agent(self.context.run, "student")
         )
 
     def file(self) -> Path | None:
-        """Return the weights it starts from; None where they are random."""
+        """Return the file of weights that it starts from; None if they are random."""
         places = {"teacher": "teacher", "float": f"{self.folder}/float"}
         place, own = places.get(self.config.student_start), self._borrowed or self.config.student.weights
         if own is not None:
@@ -161,7 +161,7 @@ class StudentRole:
         return fresh_net(self.config, self.config.student_net, self.context.splits, self.name)
 
     def float_net(self) -> nn.Module:
-        """Return its float net with its start's weights, on the CPU."""
+        """Return its float net with its starting weights, on the CPU."""
         net, source = self.net(), self.file()
         head = "keep" if source is None or source.is_relative_to(self.context.run.path) else self.config.student.head
         if source is not None and (note := load_weights(net, source, head=head)):
@@ -169,7 +169,7 @@ class StudentRole:
         return net
 
     def student(self) -> nn.Module:
-        """Return what is trained, with its start's weights, on the device: low-bit and not calibrated."""
+        """Return the net to train, with its starting weights, on the device: low-bit and not calibrated."""
         student = prepare_student(self.config, self.float_net(), self.context.splits.image_shape)
         for method in self.methods:
             method.start(self.context.run, student)
@@ -183,7 +183,7 @@ class StudentRole:
             calibrate(student, batches, keep_statistics=self.config.student.bn == "frozen_teacher")
 
     def reestimate(self, student: nn.Module) -> None:
-        """Set batch norm's running statistics from training images, with the weights as they are now."""
+        """Set batch norm's running statistics from training images, with the current weights."""
         count = self.config.student.low_bit.reestimate_batches
         reestimate_batch_norm(student, self._batches("batch norm", count))
 
@@ -214,11 +214,11 @@ class StudentRole:
     # its training
 
     def make(self) -> Made:
-        """Build the student and all that it learns from and with.
+        """Build the student and everything it learns from and with.
 
         Raises:
             ValueError: If a net, a loss term or a tap cannot be used.
-            FileNotFoundError: If what it learns from is not there yet.
+            FileNotFoundError: If what it learns from does not exist yet.
         """
         run, splits = self.context.run, self.context.splits
         teacher, student = load_guide(run).to(self.context.device), self.student()
@@ -244,7 +244,7 @@ class StudentRole:
         )
 
     def _with_reestimation(self, phases: tuple[Phase, ...], student: nn.Module) -> tuple[Phase, ...]:
-        """Let the first phase with frozen batch norm begin with statistics that are estimated again."""
+        """Make the first phase with frozen batch norm begin with re-estimated statistics."""
         first = self._first_frozen()
         if first is None or not self._reestimates(student):
             return phases
@@ -259,11 +259,11 @@ class StudentRole:
         return isinstance(student, Student) and self.config.student.low_bit.reestimate_batches > 0
 
     def begin(self, student: nn.Module, made: Distillation) -> None:
-        """Bring student and partners to their start."""
+        """Initialize the student and its partners."""
         self.calibrate(student, *made.low_bit)
 
     def marks(self) -> dict[str, str]:
-        """Return the hashes of its sources: what it learns from (by folder), its start, what methods bring."""
+        """Return the hashes of its sources: what it learns from (by folder), its start, what methods add."""
         run, source = self.context.run, self.file()
         marks = {path.parent.relative_to(run.path).as_posix(): sha256_of(path) for path in guide_of(run).files}
         marks |= {"start": sha256_of(source)} if source is not None else {}
@@ -271,19 +271,19 @@ class StudentRole:
         return {**marks, **method_mark(self.config)}
 
     def inputs(self) -> list[Path]:
-        """Return the files of the run folder that it is made from; its start's are its own."""
+        """Return the files of the run folder that it depends on, apart from those of its start."""
         run = self.context.run
         return [*guide_of(run).files, *(path for method in self.methods for path in method.made_from(run).values())]
 
     def start_inputs(self) -> list[Path]:
-        """Return the weights it starts from as a manifest may name them: those of the run folder, no file elsewhere."""
+        """Return the weights it starts from for a manifest: only files in the run folder."""
         source = self.file()
         return [source] if source is not None and source.is_relative_to(self.context.run.path) else []
 
-    # what came of it
+    # its results
 
     def save(self, student: nn.Module, teacher: nn.Module, made: Distillation) -> list[Path]:
-        """Settle the student's scales; write it, and a teacher that learned beside it; return the files."""
+        """Settle the student's scales; write it, and a teacher that learned along with it; return the files."""
         folder = self.context.run.folder(self.folder)
         if self._reestimates(student) and self._first_frozen() is None:
             self.reestimate(student)
@@ -298,7 +298,7 @@ class StudentRole:
         return [place / WEIGHTS, folder / WEIGHTS]
 
     def score(self, student: nn.Module, teacher: nn.Module, made: Distillation, fitted: FitResult | None) -> list[Path]:
-        """Score the student, and a teacher that learned beside it; return the files."""
+        """Score the student, and a teacher that learned along with it; return the files."""
         run, config, splits = self.context.run, self.config, self.context.splits
         found: dict[str, Any] = {}
         for method in self.methods:
@@ -321,7 +321,7 @@ class StudentRole:
         return [*files, write_outcome(run.path / self.folder, outcome)]
 
     def details(self) -> Mapping[str, Any]:
-        """Return further keys of its result."""
+        """Return more keys of its result."""
         student = self.config.student
         return {
             "weight_bits": student.quant.weight_bits,

@@ -1,4 +1,4 @@
-"""The nets of a run: built for its data, and loaded from what its stages wrote."""
+"""The nets of a run: built for its data, and loaded from the files of its stages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from quantizers import QuantSpec, Student, prepare
 
 
 def load_teacher(run: RunFolder) -> nn.Module:
-    """Return the run's teacher (of an ensemble: the first member), in eval mode, on the CPU.
+    """Return the run's teacher (the first member of an ensemble), in eval mode, on the CPU.
 
     Raises:
         FileNotFoundError: If there is none yet.
@@ -37,40 +37,40 @@ def fresh_net(config: RunConfig, net: str, splits: Splits, *names: str | int) ->
     """Return a float net with random weights from the run's seed, on the CPU.
 
     Args:
-        config: The run's.
+        config: The run's config.
         net: A name of ``qkd ls nets``.
         splits: The images, for their shape and classes.
-        *names: Of the random stream.
+        *names: Names of the random stream.
     """
     with global_stream(config.seed, "init", *names):
         return build_net(net, **sizes_of(splits))
 
 
 def sizes_of(splits: Splits) -> dict[str, Any]:
-    """Return what a net is built for."""
+    """Return the sizes that a net is built for."""
     return {"classes": len(splits.classes), "channels": splits.channels, "image_size": splits.image_size}
 
 
 def blank_images(splits: Splits, device: torch.device | None = None) -> Tensor:
-    """Return a batch of two black images of the size of others, to find the shapes of features with.
+    """Return a batch of two black images, the same size as others, to find feature shapes with.
 
     Args:
-        splits: The others.
-        device: Where to put them; absent: the CPU.
+        splits: The other images.
+        device: Where to put them; defaults to the CPU.
     """
     return torch.zeros(2, *splits.image_shape, device=device)
 
 
 def load_float_twin(run: RunFolder) -> nn.Module | None:
-    """Return the student's net in full precision: the own float training's, the weights it started from, the teacher.
+    """Return the student's net in full precision: from its float training, its starting weights, or the teacher.
 
-    In eval mode, on the CPU; None where the run has neither.
+    It is in eval mode, on the CPU; None if the run has none of these.
     """
     own = run.path / "student" / "float" / WEIGHTS
     if own.exists():
         return load_float(own)
     config = run.config
-    if config.student.weights is not None and config.student.head == "keep":  # with a new head it knows nothing
+    if config.student.weights is not None and config.student.head == "keep":  # a new head is untrained
         net = _build(_facts(run.path / "student" / WEIGHTS))
         load_weights(net, weights_file(config.student.weights, config.student_net))
         return net.eval()
@@ -88,20 +88,20 @@ def load_student(run: RunFolder) -> Student:
 
 
 def start_head(config: RunConfig) -> str:
-    """Return what is done with the last layer of the weights that a student starts from: ``keep`` or ``new``."""
+    """Return what happens to the last layer of the weights that a student starts from: ``keep`` or ``new``."""
     return config.student.head if config.student_start == "weights" else "keep"
 
 
 def prepare_student(config: RunConfig, net: nn.Module, image_shape: tuple[int, int, int]) -> Student:
-    """Return the low-bit student of a float net, not calibrated: :func:`prepare_low_bit` as ``student.quant`` says."""
+    """Return the uncalibrated low-bit student of a float net: :func:`prepare_low_bit` with ``student.quant``."""
     return prepare_low_bit(config.student.quant, net, image_shape)
 
 
 def prepare_low_bit(quant: QuantConfig, net: nn.Module, image_shape: tuple[int, int, int]) -> Student:
-    """Return the low-bit form of a float net, not calibrated.
+    """Return the uncalibrated low-bit form of a float net.
 
     Args:
-        quant: How many bits.
+        quant: The bit widths.
         net: The float net; untouched.
         image_shape: Channels, height and width of the images.
 
@@ -112,12 +112,12 @@ def prepare_low_bit(quant: QuantConfig, net: nn.Module, image_shape: tuple[int, 
 
 
 def save_net(path: Path, model: nn.Module, facts: Mapping[str, str]) -> str:
-    """Write a net's weights with the facts that build it again; return the SHA-256 of the file."""
+    """Write a net's weights with the facts to rebuild it; return the SHA-256 of the file."""
     return write_safetensors(path, model.state_dict(), metadata=facts)
 
 
 def net_facts(net: str, *, classes: int, channels: int, image_size: ImageSize) -> dict[str, str]:
-    """Return what :func:`save_net` keeps beside the weights."""
+    """Return the facts that :func:`save_net` stores with the weights."""
     size = str(image_size) if isinstance(image_size, int) else size_text(image_size)
     return {"net": portable_net(net), "classes": str(classes), "channels": str(channels), "image_size": size}
 
@@ -126,7 +126,7 @@ def load_float(path: Path) -> nn.Module:
     """Return a float net that a role wrote, in eval mode, on the CPU.
 
     Raises:
-        FileNotFoundError: If it is not there yet.
+        FileNotFoundError: If it does not exist yet.
         ValueError: If its file is damaged or of another net.
     """
     net = _build(_facts(path))
@@ -138,11 +138,11 @@ def load_low_bit(path: Path, quant: QuantConfig) -> Student:
     """Return a low-bit net that a role wrote, in eval mode, on the CPU.
 
     Args:
-        path: Of its weights.
-        quant: Its bits.
+        path: The file of its weights.
+        quant: Its bit widths.
 
     Raises:
-        FileNotFoundError: If it is not there yet.
+        FileNotFoundError: If it does not exist yet.
         ValueError: If its file is damaged or of another student.
     """
     facts = _facts(path)
@@ -161,7 +161,7 @@ def _facts(path: Path) -> dict[str, str]:
     facts = read_metadata(path)
     missing = [name for name in ("net", "classes", "channels", "image_size") if name not in facts]
     if missing:
-        raise ValueError(f"{path}: was not written by a stage: its header lacks {', '.join(missing)}")
+        raise ValueError(f"{path} was not written by a stage: its header lacks {', '.join(missing)}")
     return {**facts, "net": located_net(facts["net"], path)}
 
 

@@ -1,4 +1,4 @@
-"""What a trained role came to: its accuracies and times, written beside its weights."""
+"""The result of a trained role: its accuracies and times, written next to its weights."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class Outcome:
     Args:
         role: ``teacher``, ``student`` or ``student_float``.
         net: Name of the net.
-        test_accuracy: Fraction of the test images, of the weights that were kept.
-        val_accuracy: Fraction of the validation images, of the same weights; None without a validation part.
+        test_accuracy: Accuracy on the test images with the weights that were kept, as a fraction.
+        val_accuracy: Accuracy on the validation images with the same weights; None without a validation part.
         epochs: Length of the training; 0 for weights used unchanged.
-        seconds: Spent in training steps.
-        images_per_second: Training images over these seconds; None without training.
+        seconds: Time spent in training steps.
+        images_per_second: Training images per second of that time; None without training.
         parameters: Number of parameters of the net.
-        details: Further keys, beside these in the file.
+        details: More keys of the file.
     """
 
     role: str
@@ -51,16 +51,16 @@ class Outcome:
 def score(
     role: str, net: str, model: nn.Module, splits: Splits, data: DataConfig, fitted: FitResult | None, **details: Any
 ) -> Outcome:
-    """Score a finished net: the one place where test images are read.
+    """Score a finished net: the only place where test images are read.
 
     Args:
         role: As in :class:`Outcome`.
         net: Name of the net.
-        model: The net, where its images will be.
+        model: The net, on the device for its images.
         splits: The data set.
         data: Batch sizes.
         fitted: Its training; None for weights used unchanged.
-        **details: Further keys of the result; ``parameters`` overrides the count.
+        **details: More keys of the result; ``parameters`` overrides the count.
 
     Raises:
         ValueError: If there are no test images.
@@ -68,7 +68,7 @@ def score(
     device = next(model.parameters()).device
     test_accuracy = accuracy(model, splits.test, splits, data, device)
     if test_accuracy is None:
-        raise ValueError("the data set has no test images, so there is nothing to report; add some")
+        raise ValueError("the data set has no test images, so there is no accuracy to report; add some")
     count = details.pop("parameters", None)
     details |= {} if fitted is None or fitted.kept_epoch is None else {"kept_epoch": fitted.kept_epoch}
     details |= {} if data.batch_statistics is None else {"batch_statistics": data.batch_statistics}
@@ -87,7 +87,7 @@ def score(
 
 
 def _chance(splits: Splits) -> float:
-    """Return the accuracy of always naming the most frequent class of the test images."""
+    """Return the accuracy of always predicting the most frequent class of the test images."""
     return int(torch.bincount(torch.as_tensor(splits.test.labels).long()).max()) / len(splits.test)
 
 

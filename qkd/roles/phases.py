@@ -1,4 +1,4 @@
-"""The phases of a distillation: what a config says of each, as steps that are ready to train."""
+"""The phases of a distillation: a config's settings for each, as steps that are ready to train."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from quantizers import Student, freeze_batch_norm
 
 @dataclass(frozen=True)
 class Distillation:
-    """What a student's training is made of.
+    """The parts of a student's training.
 
     Args:
         phases: Ready to train.
-        partners: Nets that learn beside the student: modules of loss terms, and what methods bring.
-        low_bit: Those of them that need a calibration at the start, as the student does.
+        partners: Nets that learn along with the student: modules of loss terms, and what methods add.
+        low_bit: Those of them that need calibration at the start, like the student.
     """
 
     phases: tuple[Phase, ...]
@@ -49,23 +49,23 @@ def distillation(
     run: RunFolder | None = None,
     weights: Path | None = None,
 ) -> Distillation:
-    """Return the phases of a distillation and the nets that learn beside the student.
+    """Return the phases of a distillation and the nets that learn along with the student.
 
     Args:
         config: Its ``student`` section has the loss terms.
-        phases: Names, lengths and what is special about each.
+        phases: Name, length and special settings of each.
         student: The net that is trained, low-bit or float.
         teacher: Its parameters require a gradient afterward only if a phase trains it.
-        view: Gives the teacher's images; None where it sees the student's.
+        view: Returns the teacher's images; None if it sees the student's.
         net: The student's float net, for the shapes of its features.
-        splits: The images: their shape, and how many steps an epoch has.
-        methods: What brings steps and nets; absent: those that the config asks for.
+        splits: The images, for their shape and the number of steps per epoch.
+        methods: The methods that add steps and nets. If omitted: those that the config requests.
         run: The run folder, for what methods have trained before; None outside a run.
-        weights: What the student starts from; None where that is random.
+        weights: What the student starts from; None if its weights are random.
 
     Raises:
-        ValueError: If a term or a tap cannot be used, a phase cannot be trained as it says, or what a method has to
-            train before is missing.
+        ValueError: If a term or a tap cannot be used, a phase cannot be trained as configured, or something that a
+            method has to train first is missing.
     """
     if faults := student_faults(config.student, phases):
         raise ValueError("the student's phases cannot be trained:\n" + "\n".join(f"  {fault}" for fault in faults))
@@ -91,16 +91,16 @@ def _taker(methods: Sequence[Method], phase: PhaseConfig) -> Method:
 
 
 def _terms_of(config: RunConfig, phase: PhaseConfig, taker: Method) -> tuple[TermConfig, ...]:
-    """Return the terms of a phase: its own, or the student's; none where a method brings the loss."""
+    """Return the terms of a phase: its own, or the student's; empty if a method provides the loss."""
     if phase.terms is not None:
         return phase.terms
     return () if taker.brings_loss else config.student.terms
 
 
 def _first_epochs(methods: Sequence[Method], phases: Sequence[PhaseConfig]) -> list[int]:
-    """Return where the terms of each phase begin to decay.
+    """Return the epoch at which the terms of each phase begin to decay.
 
-    The student's own continue through all phases that have them: settling is no new beginning.
+    The student's own terms continue through all phases that use them: settling does not start over.
     """
     starts = list(accumulate((phase.epochs for phase in phases), initial=0))[:-1]
     has_shared = [phase.terms is None and not _taker(methods, phase).brings_loss for phase in phases]
@@ -122,7 +122,7 @@ def _phase(
         for method in methods:
             method.enter(lesson, phase)
 
-    # the deployed arithmetic is float32: reduced precision would train something else
+    # the deployed arithmetic is float32, so reduced precision would train something else
     allows_autocast = not is_frozen
     return Phase(
         phase.name, phase.epochs, step, enter, step.tapped, allows_autocast, phase.rate_factor,

@@ -1,4 +1,4 @@
-"""Pick the images that travel with the exported files: test images to score on, training images to calibrate on."""
+"""Pick the images that go with the exported files: test images to score on, training images to calibrate on."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from qkd.roles.images import stored_images
 from qkd.seeding import stream
 
 FILE = "sample.npz"
-BATCH = 64  # images a forward pass
+BATCH = 64  # images per forward pass
 
 
 def write_run_sample(folder: Path, nets: Mapping[str, nn.Module], splits: Splits) -> Path:
     """Write test images, spread evenly over the test set, with labels and the logits of the trained nets.
 
-    What is expected is what PyTorch computes (the student in its deployed arithmetic), not what a runtime makes of it.
+    The expected logits are those of PyTorch (the student in its deployed arithmetic), not the results of a runtime.
 
     Args:
-        folder: Of the exported files.
+        folder: The folder of the exported files.
         nets: Name of an exported file -> the net it came from, in eval mode, on the CPU.
         splits: The data set.
 
@@ -39,15 +39,15 @@ def write_run_sample(folder: Path, nets: Mapping[str, nn.Module], splits: Splits
 
 
 def calibration_images(config: RunConfig, count: int = 128, *, folder: Path | None = None) -> npt.NDArray[np.float32]:
-    """Return training images of a run, as a device's runtime gets them: float32, normalized, not augmented.
+    """Return training images of a run as input for a device's runtime: float32, normalized, not augmented.
 
     Args:
-        config: The run's.
-        count: How many, at most.
-        folder: The run folder, whose record of its images they are compared with; absent: they are not.
+        config: The run's config.
+        count: Maximum number of images.
+        folder: The run folder, with whose record the images are compared. If omitted, they are not compared.
 
     Raises:
-        qkd.data.DataError: If the images are not what the run was begun with.
+        qkd.data.DataError: If the images are not those that the run was started with.
     """
     splits = load_splits(config.data, seed=config.seed) if folder is None else stored_images(config, folder)
     order = torch.randperm(len(splits.train), generator=stream(config.seed, "int8 calibration"))
@@ -56,7 +56,7 @@ def calibration_images(config: RunConfig, count: int = 128, *, folder: Path | No
 
 
 def evenly(split: Split, splits: Splits, count: int) -> tuple[Tensor, Tensor]:
-    """Return at most ``count`` normalized images of a split with labels, spread evenly; fewer where they are large."""
+    """Return at most ``count`` normalized images of a split with labels, spread evenly; fewer if they are large."""
     size = min(len(split), sample_size(splits.image_shape, count))
     picked = torch.linspace(0, len(split) - 1, size).round().long()
     images, labels = split.batch(picked, "cpu")

@@ -1,4 +1,4 @@
-"""Read what a run folder was made with: its config, and an environment that is another now."""
+"""Read what a run folder was created with: its config, and how the environment has changed since."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def stored_config(folder: Path) -> RunConfig:
     except ValidationError as error:
         faults = [f"  {'.'.join(map(str, where))}: {what}" for where, what in schema_faults(error, values, RunConfig)]
         raise ValueError("\n".join([
-            f"{path}: is not a config of this version, so the run cannot be read:", *faults,
-            "use the version that made it (environment.json has its commit), or run it again under another name",
+            f"{path} is not a config of this version, so the run cannot be read:", *faults,
+            "use the version that created it (environment.json has its commit), or run it again under another name",
         ])) from error  # fmt: skip
 
 
 def warn_of_another_environment(run: RunFolder, progress: Progress) -> None:
-    """Say how this process differs from the one that made the run folder: resumed bits may differ, too."""
+    """Warn how this process differs from the one that created the run folder, since results may differ too."""
     for change in run.environment_changes():
-        progress.warn(f"not what the run was begun with: {change}; what follows may differ in the last bits")
+        progress.warn(f"the environment has changed: {change}; results may now differ in the last bits")

@@ -18,14 +18,15 @@ from qkd.training import Batch
 def teacher_view(
     config: RunConfig, splits: Splits, agent: AgentConfig | None = None
 ) -> Callable[[Batch], Tensor] | None:
-    """Return what gives the teacher its images for a batch (normalized); None where it sees the student's.
+    """Return a function from a batch to the teacher's normalized images; None if it sees the student's.
 
-    ``own``: the teacher's agent augments the same raw images, with its own random draws; ``clean``: raw images.
+    With ``own``, the teacher's agent augments the same raw images with its own random draws; with ``clean``, it sees
+    the raw images.
 
     Args:
-        config: Its ``student.view`` says which.
+        config: Its ``student.view`` selects the view.
         splits: The images' mean and standard deviation.
-        agent: The teacher's; the config's where absent.
+        agent: The teacher's agent; defaults to that of the config.
     """
     if config.student.view == "same":
         return None
@@ -34,7 +35,7 @@ def teacher_view(
     agent_of_teacher = build_agent(agent or config.teacher.agent, epochs=config.student.train.epochs, mean=splits.mean)
 
     def own(batch: Batch) -> Tensor:
-        # Without positions in the data set, batches are told apart by their step.
+        # Without positions in the data set, batches are distinguished by their step.
         names = (batch.epoch, batch.step) if batch.samples is None else (batch.epoch,)
         generator = stream(config.seed, "teacher_view", *names)
         seen = agent_of_teacher(batch.raw, generator=generator, epoch=batch.epoch, samples=batch.samples)
@@ -44,11 +45,11 @@ def teacher_view(
 
 
 def run_view(run: RunFolder, config: RunConfig, splits: Splits) -> Callable[[Batch], Tensor] | None:
-    """Return :func:`teacher_view` with the agent that the run has found for its teacher, where it needs one.
+    """Return :func:`teacher_view` with the agent that the run has found for its teacher, if it needs one.
 
     Args:
         run: The run.
-        config: The run's, or one with another length of the student's training.
+        config: The run's config, or one with another length of the student's training.
         splits: The images' mean and standard deviation.
     """
     return teacher_view(config, splits, role_agent(run, "teacher") if config.student.view == "own" else None)

@@ -1,4 +1,4 @@
-"""The run folder: what a run is, and its files; called, the room is :func:`qkd.api.run`."""
+"""The run folder: what identifies a run, and its files. Calling the package calls :func:`qkd.api.run`."""
 
 from qkd.api.rooms import callable_room
 

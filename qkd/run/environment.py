@@ -1,4 +1,4 @@
-"""What a run is made with: versions of packages, the machine, the commit."""
+"""The environment of a run: package versions, the machine, the commit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PACKAGES = ("qkd-toolkit", "torch", "torchvision", "brevitas", "onnx", "onnxrun
 
 
 def environment(seed: int) -> dict[str, Any]:
-    """Return what a run was made with: versions, platform, CPU, seed and the toolkit's commit, if it has one."""
+    """Return a run's environment: versions, platform, CPU, seed and the toolkit's commit, if it has one."""
     return {
         "python": platform.python_version(),
         "executable": sys.executable,

@@ -36,7 +36,7 @@ from qkd.run.identity import BEHIND, changes, differences, identity, stage_setti
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 _LOCK = ".lock"
-NEW = {"manifests/bench.json": "new measurements"}  # an input of a stage -> what it says that it has changed
+NEW = {"manifests/bench.json": "new measurements"}  # input of a stage -> the reason given when it has changed
 _MANIFESTS = "manifests"
 _held_locks: dict[Path, int] = {}  # run folder -> open lock file of this process
 
@@ -44,12 +44,12 @@ _held_locks: dict[Path, int] = {}  # run folder -> open lock file of this proces
 class RunFolder:
     """The folder of one experiment.
 
-    ``config.yaml`` and ``environment.json`` are there from the start; each stage has its own folder, and a
-    manifest of the SHA-256 of its files once it is complete.
+    ``config.yaml`` and ``environment.json`` exist from the start. Each stage has its own folder, and once it is
+    complete, a manifest with the SHA-256 of its files.
 
     Args:
         config: The experiment.
-        path: The folder, already there; use :meth:`open` to create and check it.
+        path: The existing folder; use :meth:`open` to create and check it.
     """
 
     def __init__(self, config: RunConfig, path: Path) -> None:
@@ -58,18 +58,18 @@ class RunFolder:
 
     @classmethod
     def open(cls, config: RunConfig, runs_dir: Path = Path("runs")) -> RunFolder:
-        """Open the folder ``runs_dir / config.name``, creating it where it is missing, and lock it.
+        """Open and lock the folder ``runs_dir / config.name``, creating it if it is missing.
 
         Args:
-            config: The experiment. A folder that is there must hold the same one, but for settings that no training
-                depends on (:mod:`qkd.run.identity`): these it takes over, and stages behind them are incomplete.
-            runs_dir: Where run folders are kept; created where missing.
+            config: The experiment. An existing folder must hold the same one, except for settings that no training
+                depends on (:mod:`qkd.run.identity`): these are updated, and stages that use them become incomplete.
+            runs_dir: Where run folders are kept; created if missing.
 
         Returns:
             The folder, locked for this process until :meth:`close` or the end of the process (however it ends).
 
         Raises:
-            ValueError: If the folder holds another config (the message lists the differing keys), other files, or a
+            ValueError: If the folder holds a different config (the message lists the differing keys), other files, or a
                 symbolic link that leads out of it.
             BlockingIOError: If another process is using the folder.
             OSError: If the folder cannot be created or written.
@@ -78,10 +78,10 @@ class RunFolder:
 
     @classmethod
     def reopen(cls, path: Path) -> RunFolder:
-        """Open a run folder with the config that it holds, and lock it.
+        """Open and lock a run folder with the config that it holds.
 
         Raises:
-            ValueError: If its config is damaged or of another version, or a link leads out of it.
+            ValueError: If its config is damaged or from another version, or a link leads out of the folder.
             BlockingIOError: If another process is using the folder.
             OSError: If the folder cannot be read or written.
         """
@@ -93,7 +93,7 @@ class RunFolder:
         path = self.path
         _refuse_foreign(path)
         refuse_links_out(path)
-        if may_write():  # who only reads is a process of the training that has the lock
+        if may_write():  # a process that only reads belongs to the training that has the lock
             _lock(path)
         try:
             remove_unfinished([path, *(folder for folder in path.rglob("*") if folder.is_dir())])
@@ -107,7 +107,7 @@ class RunFolder:
         return self
 
     def close(self) -> None:
-        """Give the lock back; harmless when done twice."""
+        """Release the lock; safe to call twice."""
         handle = _held_locks.pop(self.path, None)
         if handle is not None:
             os.close(handle)
@@ -119,26 +119,26 @@ class RunFolder:
         self.close()
 
     def folder(self, name: str) -> Path:
-        """Return the folder of a stage (``"teacher"``, ``"student/float"``), created where it is missing."""
+        """Return the folder of a stage (``"teacher"``, ``"student/float"``), created if missing."""
         return make_folder(inside(self.path, name))
 
     def complete(self, stage: str, files: Iterable[Path], inputs: Iterable[Path] = ()) -> None:
-        """Write a stage's manifest: from now on :meth:`is_complete` holds while its files do not change.
+        """Write a stage's manifest: from now on :meth:`is_complete` is true as long as its files do not change.
 
         Args:
             stage: Name of the stage.
             files: What it wrote, inside the run folder.
-            inputs: Files of the run folder that it was made from: a change of these undoes the completion, too.
+            inputs: Files of the run folder that it was made from; if they change, the stage is incomplete, too.
 
         Raises:
-            FileNotFoundError: If one of the files is not there.
+            FileNotFoundError: If one of the files is missing.
         """
         if may_write():
             manifest = {"files": self._hashes(files), "inputs": self._hashes(inputs), **self._mark(stage)}
             self._write_manifest(stage, manifest)
 
     def extend(self, stage: str, files: Iterable[Path]) -> None:
-        """Add files to the manifest of a stage that was complete before they were written, or take their new hashes.
+        """Add files to the manifest of a stage that was complete before they were written, or update their hashes.
 
         Args:
             stage: Name of the stage.
@@ -150,14 +150,14 @@ class RunFolder:
             self._write_manifest(stage, manifest)
 
     def unchanged_files(self, stage: str, source: Path) -> set[Path]:
-        """Return the files that a stage made from a source as that is now, and that are still as it wrote them.
+        """Return the files that a stage made from the current version of a source and that have not changed since.
 
         Args:
-            stage: Name of the stage, complete or not: another of its inputs, or settings, may have changed.
+            stage: Name of the stage, complete or not: its other inputs or settings may have changed.
             source: Inside the run folder, and among the stage's inputs.
 
         Returns:
-            Their paths; none where the stage has not run, or had another source.
+            Their paths; empty if the stage has not run or had a different source.
         """
         try:
             manifest = _read_manifest(self.path, stage)
@@ -169,13 +169,13 @@ class RunFolder:
         return {self.path / path for path, then in manifest["files"].items() if not _change(self.path, path, then)}
 
     def manifest_file(self, stage: str) -> Path:
-        """Return where a stage's manifest is, once it is complete."""
+        """Return the path of a stage's manifest, which exists once the stage is complete."""
         return manifest_of(self.path, stage)
 
     def adopt(self, stage: str, source: Path) -> None:
-        """Copy a complete stage of another run, with its inputs: it is complete here, too.
+        """Copy a complete stage of another run with its inputs, so that it is complete here too.
 
-        Whether the other run's config means the same stage is the caller's to know.
+        The caller must know that the other run's config means the same stage.
 
         Args:
             stage: Name of the stage.
@@ -198,11 +198,11 @@ class RunFolder:
         self._write_manifest(stage, {**manifest, **self._mark(stage)})
 
     def is_complete(self, stage: str) -> bool:
-        """Return whether a stage's manifest is there and every file in it has the hash it had."""
+        """Return whether a stage's manifest exists and every file in it still has the recorded hash."""
         return self.why_incomplete(stage) == ""
 
     def why_incomplete(self, stage: str) -> str:
-        """Return why a stage is not complete: empty if it is, ``"not run"``, or the file that is gone or altered."""
+        """Return why a stage is not complete: empty if it is, ``"not run"``, or the file that is missing or altered."""
         try:
             manifest = _read_manifest(self.path, stage)
         except FileNotFoundError:
@@ -214,20 +214,20 @@ class RunFolder:
         return _altered(self.path, manifest)
 
     def environment_changes(self) -> tuple[str, ...]:
-        """Return how this process differs from the one that made the folder (package versions, Python, CPU)."""
+        """Return how this process differs from the one that created the folder (package versions, Python, CPU)."""
         try:
             first = read_json(self.path / "environment.json")
         except (FileNotFoundError, DamagedFileError):
             return ()
         if not isinstance(first, dict) or not isinstance(first.get("packages"), dict):
-            return ("environment.json is damaged: what the run was begun with is not known",)
+            return ("environment.json is damaged, so the environment that the run was started in is unknown",)
         now = environment(self.config.seed)
         then = {"python": first.get("python"), "cpu": first.get("cpu"), **first["packages"]}
         here = {"python": now["python"], "cpu": now["cpu"], **now["packages"]}
         return tuple(f"{key}: {then.get(key)} then, {here[key]} now" for key in here if then.get(key) != here[key])
 
     def _mark(self, stage: str) -> dict[str, Any]:
-        """Return what ties a manifest to this run and stage: the settings behind it, as they stand in its config."""
+        """Return what ties a manifest to this run and stage: the settings it depends on, as in its config."""
         try:
             values = _read_config(self.path / "config.yaml")
         except (OSError, ValueError):
@@ -235,13 +235,13 @@ class RunFolder:
         return {"stage": stage, "settings": stage_settings(stage, values)}
 
     def _why_other(self, stage: str, manifest: Mapping[str, Any]) -> str:
-        """Return why a manifest is not of this run's stage; keys that only one side has are passed over."""
+        """Return why a manifest does not belong to this run's stage; keys that only one side has are ignored."""
         mark = self._mark(stage)
         then = in_new_spelling(manifest.get("settings", {}), is_stored=True)
         changed = changes(then, mark["settings"])  # manifests of older versions have none
         behind = [key for key in changed if key.partition(".")[0] in BEHIND]
         if manifest.get("stage", stage) != stage or len(behind) < len(changed):
-            return f"the manifest {_MANIFESTS}/{stage}.json is another run's or another stage's"
+            return f"the manifest {_MANIFESTS}/{stage}.json belongs to another run or another stage"
         return "; ".join(f"{key} was {changed[key][0]}, is {changed[key][1]}" for key in behind)
 
     def _write_manifest(self, stage: str, manifest: Mapping[str, Any]) -> None:
@@ -268,15 +268,15 @@ class RunFolder:
 
 
 def manifest_of(folder: Path, stage: str) -> Path:
-    """Return where the manifest of a stage of a run folder is, once it is complete."""
+    """Return the path of the manifest of a stage in a run folder, which exists once the stage is complete."""
     return folder / _MANIFESTS / f"{stage}.json"
 
 
 def why_outdated(folder: Path, stage: str) -> str:
-    """Return which file that a stage wrote, or was made from, is gone or altered since; empty where none is.
+    """Return which file that a stage wrote or was made from is now missing or altered; empty if none is.
 
     Args:
-        folder: Of a run, which is only read.
+        folder: The run folder, which is only read.
         stage: Name of the stage; one that has not run is not outdated.
     """
     try:
@@ -293,31 +293,31 @@ def _altered(folder: Path, manifest: Mapping[str, Any]) -> str:
 
 
 def _change(folder: Path, name: str, sha256: str) -> str:
-    """Return what has become of a file of a run since it had this hash; empty where nothing has."""
+    """Return how a file of a run has changed since it had this hash; empty if it has not."""
     try:
         path = inside(folder, name)
     except ValueError as error:
         return str(error)
     if not path.is_file():
-        return f"{name} is gone"
+        return f"{name} is missing"
     return "" if sha256_of(path) == sha256 else NEW.get(name, f"{name} has changed")
 
 
 def _another_config(path: Path, changed: Mapping[str, tuple[str, str]]) -> str:
     lines = "\n".join(f"  {key}: {before} there, {after} here" for key, (before, after) in changed.items())
     is_students = all(key.partition(".")[0] == "student" for key in changed)
-    way = f"; with `teacher.run={path}`, too, its teacher is taken and not trained again" if is_students else ""
+    way = f"; add `teacher.run={path}` to take its teacher instead of training it again" if is_students else ""
     return (
-        f"{path} holds a run of another config:\n{lines}\n"
-        f"give this one another name (name=...){way}; or use another --runs-dir, or delete the folder"
+        f"{path} holds a run with another config:\n{lines}\n"
+        f"give this run another name (name=...){way}; or use another --runs-dir, or delete the folder"
     )
 
 
 def kept_nets(config: RunConfig, path: Path) -> RunConfig:
-    """Return a config whose nets' files are copies in a run folder, which are made; their hashes are recorded there.
+    """Return a config whose net files are copies in a run folder; make the copies and record their hashes there.
 
     Raises:
-        ValueError: If a file is no Python, or a module that a net is in is not what the run was begun with.
+        ValueError: If a file is not Python, or the module of a net has changed since the run was started.
         OSError: If a file cannot be read or written.
     """
     values = config.model_dump(mode="json")
@@ -334,7 +334,7 @@ def kept_nets(config: RunConfig, path: Path) -> RunConfig:
 
 
 def _hold_modules(path: Path, hashes: Mapping[str, str]) -> None:
-    """Record the hashes of modules that nets are in, or compare them with the record: modules are not copied."""
+    """Record the hashes of the modules of nets, or compare them with the record; modules are not copied."""
     if not hashes:
         return
     file = make_folder(path / "nets") / "modules.json"
@@ -342,7 +342,7 @@ def _hold_modules(path: Path, hashes: Mapping[str, str]) -> None:
     other = [net for net, sha256 in hashes.items() if then.get(net, sha256) != sha256]
     if other:
         raise ValueError(
-            f"{path}: the module of {other[0]} is not what the run was begun with; restore it, or give this run "
+            f"{path}: the module of {other[0]} has changed since the run was started; restore it, or give this run "
             f"another name (name=...)"
         )
     if then != hashes:
@@ -356,11 +356,11 @@ def _plain(config: RunConfig) -> dict[str, Any]:
 def _read_config(file: Path) -> dict[str, Any]:
     try:
         raw = read_yaml(file)
-    except ValueError as error:  # not UTF-8, not YAML, or beyond what is read
+    except ValueError as error:  # not UTF-8, not YAML, or beyond the limits of the reader
         raise DamagedFileError(f"{file}: not YAML ({error}); delete the run folder, or use another name=") from error
     raw = in_new_spelling(raw, is_stored=True)
     try:
-        return _plain(RunConfig.model_validate(raw))  # fills in defaults of keys that are newer than the file
+        return _plain(RunConfig.model_validate(raw))  # fills in the defaults of keys that are newer than the file
     except ValidationError:
         return raw if isinstance(raw, dict) else {}
 
@@ -380,10 +380,10 @@ def _refuse_foreign(path: Path) -> None:
 def _lock(path: Path) -> None:
     """Lock the folder for this process.
 
-    A POSIX record lock: the system gives it back when the process ends, however it ends, and forked workers that
+    A POSIX record lock: the system releases it when the process ends, however it ends, and forked workers that
     outlive it for a moment do not hold it. (Such a lock is lost when *any* descriptor of the file is closed, so each
-    process opens it once and keeps it.) The library filelock takes `flock`, which forked workers inherit and keep, and
-    its lock files name no owner.
+    process opens it once and keeps it.) The library filelock uses `flock`, which forked workers inherit and keep, and
+    its lock files do not name the owner.
     """
     if path in _held_locks:
         return
@@ -392,13 +392,13 @@ def _lock(path: Path) -> None:
         handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):
-            raise ValueError(f"{file}: is a link or a pipe, and would be written to; delete it") from error
+            raise ValueError(f"{file} is a link or a pipe, and would be written to; delete it") from error
         raise OSError(error.errno, f"cannot write {file}: {error.strerror}; choose another --runs-dir") from error
     facts = os.fstat(handle)
     if not stat.S_ISREG(facts.st_mode) or facts.st_nlink != 1:
         os.close(handle)
         raise ValueError(
-            f"{file}: is not a file of this folder alone (a pipe, or a second name of another file); delete it"
+            f"{file} does not belong to this folder alone (it is a pipe, or a second name of another file); delete it"
         )
     try:
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -415,11 +415,11 @@ def _lock(path: Path) -> None:
 
 
 def _read_manifest(folder: Path, stage: str) -> dict[str, Any]:
-    """Return a manifest: files that a stage wrote, at least one, and its sources, each with its hash.
+    """Return a manifest: the files that a stage wrote (at least one) and its sources, each with its hash.
 
     Raises:
-        FileNotFoundError: If the stage has none.
-        DamagedFileError: If it is none.
+        FileNotFoundError: If the stage has no manifest.
+        DamagedFileError: If the file is not a manifest.
     """
     path = inside(folder, f"{_MANIFESTS}/{stage}.json")
     manifest = read_json(path)
@@ -427,7 +427,7 @@ def _read_manifest(folder: Path, stage: str) -> dict[str, Any]:
     is_whole = all(isinstance(part, dict) and all(_is_hash(value) for value in part.values()) for part in parts)
     if not is_whole or not parts[0]:
         raise DamagedFileError(
-            f"{path}: is not a manifest: it needs `files`, at least one, and `inputs`, with their hashes"
+            f"{path} is not a manifest: it needs `files` (at least one) and `inputs`, with their hashes"
         )
     return dict(manifest)
 

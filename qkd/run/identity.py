@@ -1,4 +1,4 @@
-"""What a run is: the settings that its trainings depend on. Any other may change, and redoes the stages behind it."""
+"""The identity of a run: the settings that its trainings depend on. Changing any other redoes the later stages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from qkd.config.training import SAVING
 
-# where it runs, how fast, how it is saved, and where its images are: their identity is in data.json
+# where it runs, how fast, how it is saved, and where its images are (their identity is in data.json)
 FREE = {
     "name", "device", "threads",
     "data.path", "data.root", "data.download", "data.workers", "data.eval_batch_size",
@@ -15,8 +15,8 @@ FREE = {
     "search.engine", "search.workers", "search.gpus_per_worker", "search.address", "search.worker_failures",
     "federated.engine", "federated.workers",
 }  # fmt: skip
-CHOSEN = {"precision", "memory_format"}  # auto: what was chosen when a training began, and is in its checkpoints
-BEHIND = ("export", "bench")  # stages behind the trainings, each with a section of its name
+CHOSEN = {"precision", "memory_format"}  # auto: whatever was chosen when a training began, as its checkpoints record
+BEHIND = ("export", "bench")  # stages after the trainings, each with a section of that name
 
 
 def leaves(value: Any, path: str = "") -> Iterable[tuple[str, Any]]:
@@ -32,7 +32,7 @@ def leaves(value: Any, path: str = "") -> Iterable[tuple[str, Any]]:
 
 
 def identity(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that make a run the one it is: dotted key -> plain value.
+    """Return the settings that identify a run: dotted key -> plain value.
 
     Args:
         values: A config as plain data.
@@ -41,7 +41,7 @@ def identity(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stage_settings(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that a stage's files depend on: the run's identity, and its own section where it has one.
+    """Return the settings that a stage's files depend on: the run's identity, and its own section if it has one.
 
     Args:
         stage: Its name.
@@ -55,14 +55,14 @@ def stage_settings(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def changes(then: Any, now: Any, where: str = "") -> dict[str, tuple[str, str]]:
-    """Return what is another value now, as a message shows it; keys that only one side has are passed over.
+    """Return the values that have changed, as a message shows them; keys that only one side has are ignored.
 
-    So a version that adds a key takes what an older one made. Lists are compared whole.
+    So a version that adds a key accepts what an older one made. Lists are compared as a whole.
 
     Args:
         then: Plain data.
         now: Likewise.
-        where: Dotted place of both.
+        where: Dotted path of both.
     """
     if isinstance(then, dict) and isinstance(now, dict):
         parts = [changes(then[key], now[key], f"{where}.{key}".lstrip(".")) for key in then if key in now]
@@ -74,7 +74,7 @@ def changes(then: Any, now: Any, where: str = "") -> dict[str, tuple[str, str]]:
 
 
 def takes_what_was_chosen(key: str, now: Any) -> bool:
-    """Tell whether a setting goes along with whatever a run began with: an arithmetic that nobody asks for.
+    """Return whether a setting accepts whatever a run began with: an arithmetic that is left to `auto`.
 
     Args:
         key: Dotted.
@@ -84,7 +84,7 @@ def takes_what_was_chosen(key: str, now: Any) -> bool:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Return, for each key that is not the same in both, its values as a message shows them.
+    """Return, for each key that differs, both values as a message shows them.
 
     Args:
         old: Dotted key -> plain value.

@@ -1,4 +1,4 @@
-"""The log file of a run folder: what a command said while it worked, and how it ended."""
+"""The log file of a run folder: what a command printed, and how it ended."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ FILE = "run.log"
 
 @contextmanager
 def logged(progress: Progress, folder: Path, what: str) -> Iterator[None]:
-    """Append what is said within a block to ``run.log``, and the traceback of an error that ends it.
+    """Append what is reported within a block to ``run.log``, and the traceback of an error that ends it.
 
-    A log grows, so it is the one file of a run that is not written whole. One that cannot be written is done without:
-    no run fails for its log.
+    A log grows, so it is the one file of a run that is not written as a whole. If it cannot be written, the run
+    continues without it.
 
     Args:
-        progress: Whose lines are taken.
+        progress: Its lines are logged.
         folder: The run folder.
         what: Names the block: a command.
     """
@@ -41,7 +41,7 @@ def logged(progress: Progress, folder: Path, what: str) -> Iterator[None]:
         try:
             os.write(handle, lines.encode("utf-8", "backslashreplace"))
         except OSError:
-            return  # the disk is full: what is being done says so itself
+            return  # the disk is full: the command itself reports it
 
     progress.tell = write
     write(f"{what} (process {os.getpid()})")
@@ -63,7 +63,7 @@ def logged(progress: Progress, folder: Path, what: str) -> Iterator[None]:
 
 
 def _opened(path: Path) -> int | None:
-    """Open a log for appending; None where it cannot be, or is no file of this folder alone."""
+    """Open a log for appending; None if that fails or the file does not belong to this folder alone."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         handle = os.open(path, flags, 0o666)

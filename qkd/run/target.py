@@ -1,4 +1,4 @@
-"""Find the run that a person names on the command line."""
+"""Find the run that the user names on the command line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from qkd.failures import UsageError
 
 
 def run_folder(target: str, runs_dir: Path) -> Path | None:
-    """Return the run folder that is meant: a path, or the name of one in ``runs_dir``; None where it is neither."""
+    """Return the run folder given by a path or by its name in ``runs_dir``; None if there is no such folder."""
     for folder in (Path(target), runs_dir / target):
         if (folder / "config.yaml").is_file():
             return folder
@@ -19,16 +19,16 @@ def require_run_folder(target: str, runs_dir: Path) -> Path:
     """Return :func:`run_folder`.
 
     Raises:
-        UsageError: If there is no such run; lists some that are there.
+        UsageError: If there is no such run; the message lists some existing ones.
     """
     folder = run_folder(target, runs_dir)
     if folder is not None:
         return folder
-    raise UsageError(f"{target}: no run folder, and no run of that name; {runs_in(runs_dir)}")
+    raise UsageError(f"{target} is neither a run folder nor the name of a run; {runs_in(runs_dir)}")
 
 
 def runs_in(runs_dir: Path) -> str:
-    """Return, for a message, what runs there are."""
+    """Return, for a message, which runs exist."""
     known = sorted(path.parent.name for path in runs_dir.glob("*/config.yaml"))
     there = f"{runs_dir} has: {', '.join(known[:8])}" if known else f"{runs_dir} has none"
     return f"{there} (see --runs-dir)"

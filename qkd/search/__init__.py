@@ -1,4 +1,4 @@
-"""Population-based search of augmentation schedules: members as values, their turns, and the engines that run them."""
+"""Population-based search of augmentation schedules: members as values, their turns, and the engines."""
 
 from qkd.search.board import SearchBoard
 from qkd.search.cost import CostReport, cost_report, published_cost

@@ -1,4 +1,4 @@
-"""The population as a person sees it while a search runs: scores, origins, time left."""
+"""The population as the user sees it during a search: scores, lineage, time left."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class SearchBoard:
     """Shows a search on a board.
 
     Args:
-        board: Where.
-        role: Whose agent is searched.
+        board: Where to show it.
+        role: The role whose agent is searched.
         members: Size of the population.
     """
 
@@ -56,17 +56,17 @@ def turns_done(journal: Journal) -> int:
 
 
 def turns_in_all(journal: Journal, members: int) -> int:
-    """Return how many turns a search takes; in the last round only the top quarter takes one."""
+    """Return how many turns a search takes; in the last round, only the top quarter takes one."""
     return (len(journal.lengths) - 1) * members + finalists_of(members, len(journal.lengths))
 
 
 def scores(population: Round) -> list[float]:
-    """Return the accuracies there are in a round, fractions."""
+    """Return the accuracies known so far in a round, as fractions."""
     return [member.score.accuracy for member in population if member.score is not None]
 
 
 def table(journal: Journal) -> list[str]:
-    """Return one line per member: how far it is, its accuracy (and the last round's), where its state comes from."""
+    """Return one line per member: its epoch, its accuracy (and the last round's), and where its state comes from."""
     lines = ["member  epoch  accuracy  before  lineage"]
     for member in journal.rounds[-1]:
         line = lineage(journal.rounds, member.index)

@@ -1,4 +1,4 @@
-"""What a search reads and what the published one read: images trained, images validated, seconds."""
+"""The cost of a search and of the published one: images trained on, images validated, seconds."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 from qkd.search.journal import Journal
 from qkd.search.population import finalists_of, round_lengths
 
-# The published search (role-kd's logs): 16 members, 200 epochs of 31 steps of 128 out of 4,000 images, and 359 full
-# batches of 128 of 46,000 validation images after every epoch.
+# The published search (role-kd's logs): 16 members, 200 epochs of 31 steps of 128 from 4,000 images, and 359 full
+# batches of 128 from 46,000 validation images after every epoch.
 PUBLISHED_MEMBERS, PUBLISHED_EPOCHS, PUBLISHED_INTERVAL, BATCH = 16, 200, 3, 128
 PUBLISHED_TRAIN, PUBLISHED_VAL = 4_000, 46_000
 
@@ -19,8 +19,8 @@ class Cost:
     """Images read by a search.
 
     Args:
-        trained_images: Seen by training steps.
-        validated_images: Read to score members.
+        trained_images: Images used in training steps.
+        validated_images: Images read to score members.
     """
 
     trained_images: int
@@ -29,15 +29,15 @@ class Cost:
 
 @dataclass(frozen=True)
 class CostReport:
-    """The cost of a run's search beside the published one's.
+    """The cost of a run's search, compared with the published one.
 
     Args:
-        role: Whose agent was searched.
-        run: As counted in this run.
-        run_every_epoch: What the same run would have validated had it scored after every epoch, as published.
-        seconds: Spent in members' turns, summed over the members.
-        published: As the published code does it.
-        ours_at_published: The published setting as this toolkit does it: scores at perturbation points only.
+        role: The role whose agent was searched.
+        run: The cost counted in this run.
+        run_every_epoch: What the same run would have validated if it had scored after every epoch, as published.
+        seconds: Time spent in members' turns, summed over the members.
+        published: The cost of the published code.
+        ours_at_published: The published setting in this toolkit, which scores at perturbation points only.
     """
 
     role: str
@@ -56,7 +56,7 @@ class CostReport:
         }
 
     def to_text(self) -> str:
-        """Return a line for people."""
+        """Return the report as one line of text."""
         return (
             f"{self.role}'s search: {self.run.trained_images:,} images trained, {self.run.validated_images:,} "
             f"validated in {self.seconds:.0f} s; scoring every epoch, as published, would have validated "
@@ -65,7 +65,7 @@ class CostReport:
 
 
 def published_cost() -> Cost:
-    """Return what the published search reads.
+    """Return the cost of the published search.
 
     Returns:
         12.7 million training images and 147 million validation images.
@@ -77,9 +77,9 @@ def published_cost() -> Cost:
 def cost_of_setting(
     *, members: int, epochs: int, interval_epochs: int, train_images: int, val_images: int, batch_size: int
 ) -> Cost:
-    """Return what a search of this toolkit reads if no member diverges.
+    """Return the cost of a search in this toolkit if no member diverges.
 
-    Members are scored at the end of a round only, and of the last round there are only the finalists.
+    Members are scored only at the end of a round, and only the finalists take part in the last round.
     """
     lengths = round_lengths(epochs, interval_epochs)
     finalists = finalists_of(members, len(lengths))
@@ -89,7 +89,7 @@ def cost_of_setting(
 
 
 def ours_at_published() -> Cost:
-    """Return what the published setting reads here."""
+    """Return the cost of the published setting in this toolkit."""
     return cost_of_setting(
         members=PUBLISHED_MEMBERS, epochs=PUBLISHED_EPOCHS, interval_epochs=PUBLISHED_INTERVAL,
         train_images=PUBLISHED_TRAIN, val_images=PUBLISHED_VAL, batch_size=BATCH,
@@ -101,10 +101,10 @@ def cost_report(journal: Journal, val_images: int) -> CostReport:
 
     Args:
         journal: The search.
-        val_images: Images that score a member once.
+        val_images: Number of images used to score a member once.
 
     Returns:
-        Images read to train and to score members, seconds, and the same of the published search.
+        Images read to train and to score members, seconds, and the same for the published search.
     """
     scores = [(member.score, length) for population, length in zip(journal.rounds, journal.lengths, strict=False)
               for member in population if member.score is not None]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Which images a search trains on and which it scores by: both out of the training images, never a test image."""
+"""The images that a search trains on and scores by: both from the training images, never a test image."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from qkd.seeding import stream
 
 
 class JoinedSplit:
-    """Two parts as one, where they cannot share one tensor.
+    """Two parts as one, for parts that cannot share a tensor.
 
     Args:
         first: Its images come first.
-        second: Of the same shape.
+        second: Its images have the same shape.
     """
 
     def __init__(self, first: Split, second: Split) -> None:
@@ -49,7 +49,7 @@ class JoinedSplit:
         return images, labels
 
     def subset(self, indices: Tensor) -> Split:
-        """Return the part made of these images, those of the first part before those of the second."""
+        """Return a part with these images, those of the first part before those of the second."""
         border, indices = len(self.parts[0]), indices.cpu()
         first, second = (self.parts[0].subset(indices[indices < border]),
                          self.parts[1].subset(indices[indices >= border] - border))  # fmt: skip
@@ -62,7 +62,7 @@ class JoinedSplit:
 
 
 def join(first: Split, second: Split) -> Split:
-    """Return two parts as one; the plainest form there is."""
+    """Return two parts as one, in the simplest possible form."""
     if not len(first) or not len(second):
         return first if len(first) else second
     if isinstance(first, MemorySplit) and isinstance(second, MemorySplit):
@@ -72,16 +72,16 @@ def join(first: Split, second: Split) -> Split:
 
 
 def search_splits(splits: Splits, settings: SearchConfig, *, seed: int) -> Splits:
-    """Return the images of a search: ``train`` and ``val`` out of the run's training images, ``test`` empty.
+    """Return the images of a search: ``train`` and ``val`` from the run's training images, ``test`` empty.
 
-    ``train`` is a stratified part of the run's training images. ``val`` is the run's validation part; where more are
-    asked for, training images that ``train`` left over follow, and where fewer are, a stratified part is taken. Mean
-    and standard deviation stay the run's.
+    ``train`` is a stratified part of the run's training images. ``val`` is the run's validation part. If more
+    images are requested, training images that are not in ``train`` follow; if fewer, a stratified part is taken. Mean
+    and standard deviation remain those of the run.
 
     Args:
         splits: The run's images.
-        settings: How many of each.
-        seed: The run's.
+        settings: How many images of each.
+        seed: The run's seed.
 
     Returns:
         The images of the search.
@@ -99,8 +99,8 @@ def search_splits(splits: Splits, settings: SearchConfig, *, seed: int) -> Split
         missing = settings.val_images - len(val)
         if missing > len(rest):
             raise ValueError(
-                f"search.val_images: {settings.val_images} are asked for, but there are {len(val) + len(rest)}: "
-                f"{len(val)} of data.val_fraction and {len(rest)} that search.train_images leaves; lower one of them"
+                f"search.val_images: {settings.val_images} are requested, but there are {len(val) + len(rest)}: "
+                f"{len(val)} of data.val_fraction and {len(rest)} left by search.train_images; lower one of them"
             )
         val = join(val, _divide(rest, missing, generator)[0]) if missing > 0 else val
         val = _divide(val, settings.val_images, generator)[0] if missing < 0 else val
@@ -114,7 +114,7 @@ def search_splits(splits: Splits, settings: SearchConfig, *, seed: int) -> Split
 
 
 def without_validation(splits: Splits) -> Splits:
-    """Return the same images with an empty validation part: what a training between two scores may see."""
+    """Return the same images with an empty validation part: all that a training between two scores may see."""
     return dataclasses.replace(splits, val=splits.train.subset(_none()))
 
 

@@ -1,8 +1,8 @@
 """The record of a search: rounds and scores in one JSON file, members' states in separate files.
 
-``journal.json`` is written whole after every member's turn, and holds a SHA-256 of itself and of every state that
-counts. What a turn does follows from the journal, the states and the seed alone: a search that was killed continues as
-if it had not been. Of the states only those of the round that runs and of the one before it are kept.
+``journal.json`` is rewritten as a whole after every member's turn, and holds a SHA-256 of itself and of every state in
+use. A turn depends only on the journal, the states and the seed, so a search that was killed continues as if nothing
+had happened. Only the states of the current round and of the one before it are kept.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from qkd.search.population import (
     with_score,
 )
 
-FORMAT = 1  # raise it when the meaning of the files changes
+FORMAT = 1  # increase it when the meaning of the files changes
 _STATE = re.compile(r"round-(\d{4,})-member-(\d{2,})\.safetensors")
 
 
@@ -48,14 +48,14 @@ class Turn:
     """What a member does next.
 
     Args:
-        number: Of the round, from 0.
-        member: Which one.
-        first_epoch: Where it stands, from 0.
-        epochs: How far it goes.
-        schedule: Its agent's, over the whole search: the past of the state it continues from, then its policy.
-        source: State that it continues from, and its SHA-256; None at the start of the search.
-        own: Its own last state, which differs from ``source`` where it copies; its SHA-256.
-        result: Where its state belongs afterward.
+        number: Number of the round, from 0.
+        member: Index of the member.
+        first_epoch: First epoch to train, from 0.
+        epochs: How many epochs it trains.
+        schedule: Its agent's schedule over the whole search: the past of the state it continues from, then its policy.
+        source: The state that it continues from, and its SHA-256; None at the start of the search.
+        own: Its own last state, which differs from ``source`` if it copies, and its SHA-256.
+        result: Where to write its new state.
     """
 
     number: int
@@ -68,7 +68,7 @@ class Turn:
     result: Path
 
     def to_json(self) -> dict[str, Any]:
-        """Return the turn as plain data, for a worker elsewhere."""
+        """Return the turn as plain data, for a remote worker."""
         return {
             **{name: getattr(self, name) for name in ("number", "member", "first_epoch", "epochs")},
             "schedule": [[segment.epochs, policy_rows(segment.policy)] for segment in self.schedule.segments],
@@ -96,20 +96,20 @@ class Turn:
 
 
 class Journal:
-    """A search in its folder; opens what is there or starts over.
+    """The journal of a search in its folder; opens an existing one or starts a new one.
 
     Args:
-        folder: Of one role's search; created where missing.
+        folder: The folder of one role's search; created if missing.
         role: ``teacher`` or ``student``.
-        seed: The run's.
+        seed: The run's seed.
         members: Size of the population.
-        epochs: Of the search.
-        interval_epochs: Between two perturbations.
-        fingerprint: Name -> hash of what the search is made from; a journal made from something else is refused.
+        epochs: Length of the search.
+        interval_epochs: Epochs between two perturbations.
+        fingerprint: Name -> hash of each input of the search; a journal with other inputs is refused.
 
     Raises:
-        DamagedFileError: If the journal is altered.
-        ValueError: If it was made from other inputs, or is of another format.
+        DamagedFileError: If the journal has been altered.
+        ValueError: If it has other inputs or another format.
         OSError: If it cannot be written.
     """
 
@@ -134,7 +134,7 @@ class Journal:
 
     @property
     def number(self) -> int:
-        """Number of the round that runs, or of the last one, from 0."""
+        """Number of the current round, or of the last one, from 0."""
         return len(self.rounds) - 1
 
     @property
@@ -144,15 +144,15 @@ class Journal:
 
     @property
     def is_done(self) -> bool:
-        """Whether every member has reached the last epoch and has its score."""
+        """Whether every member has reached the last epoch and has been scored."""
         return len(self.rounds) == len(self.lengths) and not self._open()
 
     def turns(self) -> list[Turn]:
-        """Return the turns of the round that runs that are still to be taken; none once the search is done."""
+        """Return the open turns of the current round; empty once the search is done."""
         return [self._turn(index) for index in self._open()]
 
     def record(self, index: int, score: Score) -> None:
-        """Write down what a member's turn came to; after the round's last one, exploit and explore.
+        """Record the outcome of a member's turn; after the last one of the round, exploit and explore.
 
         Raises:
             ValueError: If the whole population has diverged.
@@ -167,11 +167,11 @@ class Journal:
         return schedule_of(lineage(self.rounds, index), self.lengths[: len(self.rounds)])
 
     def state(self, number: int, index: int) -> Path:
-        """Return the place of a member's state after a round."""
+        """Return the path of a member's state after a round."""
         return self.folder / f"round-{number:04}-member-{index:02}.safetensors"
 
     def discard_states(self) -> None:
-        """Delete all states; the journal stays."""
+        """Delete all states but keep the journal."""
         for path in self._states():
             delete_file(path)
 
@@ -179,7 +179,7 @@ class Journal:
         return waiting(self.rounds[-1])
 
     def _settle(self) -> None:
-        """Begin the next round where one is complete, and delete the states that nothing can ask for any more."""
+        """Begin the next round if the current one is complete, and delete the states that are no longer needed."""
         if not self._open() and len(self.rounds) < len(self.lengths):
             rounds = len(self.lengths)
             is_last = len(self.rounds) == rounds - 1 and rounds >= ROUNDS_FOR_A_FINAL
@@ -235,7 +235,7 @@ class Journal:
         body = read_json(self.file)
         if not isinstance(body, dict) or body.pop("sha256", None) != _digest(body):
             raise DamagedFileError(
-                f"{self.file}: truncated or altered: its SHA-256 does not fit; delete {self.folder} to search again"
+                f"{self.file}: truncated or altered: its SHA-256 does not match; delete {self.folder} to search again"
             )
         if body["format"] != FORMAT:
             raise ValueError(
@@ -247,7 +247,7 @@ class Journal:
         changed = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
         if changed:
             raise ValueError(
-                f"{self.file}: the search was begun with other inputs ({', '.join(changed)} changed since); restore "
+                f"{self.file}: the search was started with other inputs ({', '.join(changed)} changed since); restore "
                 f"them, or delete {self.folder} to search again"
             )
         return [tuple(_member(row) for row in one) for one in body["rounds"]]

@@ -1,4 +1,4 @@
-"""The engine in one process: members take turns, one after the other."""
+"""The engine in one process: members take turns, one after another."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from qkd.search.trial import Trial
 
 
 def run_local(journal: Journal, trial: Trial, board: SearchBoard) -> None:
-    """Take every turn that the journal still has, to the end of the search.
+    """Take all open turns of the journal, until the search ends.
 
     Args:
-        journal: The search as far as it has come.
-        trial: What members share.
+        journal: The search so far.
+        trial: What the members share.
         board: Shows the population after each turn.
 
     Raises:

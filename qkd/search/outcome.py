@@ -1,4 +1,4 @@
-"""What a search leaves behind: the schedule with its provenance, the population's log, the cost."""
+"""The results of a search: the schedule with its provenance, the population's log, the cost."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from qkd.search.population import best_member, lineage
 def write_search(journal: Journal, folder: Path, provenance: Mapping[str, Any], cost: CostReport) -> list[Path]:
     """Write ``ROLE.schedule.yaml``, ``ROLE.population.jsonl`` and ``ROLE.cost.json``.
 
-    The schedule and the log hold no clock's figure: the same search gives the same files.
+    The schedule and the log contain no times, so the same search gives the same files.
 
     Args:
-        journal: A search that is done.
-        folder: Where to.
-        provenance: What the search was made from: seed, hashes, settings.
-        cost: Of the search.
+        journal: A finished search.
+        folder: Where to write them.
+        provenance: The inputs of the search: seed, hashes, settings.
+        cost: Its cost.
 
     Returns:
         Their paths, in that order.
@@ -36,7 +36,7 @@ def write_search(journal: Journal, folder: Path, provenance: Mapping[str, Any], 
     """
     if not journal.is_done:
         raise ValueError(
-            f"the {journal.role}'s search is not done: {len(journal.turns())} turns of this round are open"
+            f"the {journal.role}'s search is not done: {len(journal.turns())} turns of this round are still open"
         )
     best = best_member(journal.rounds)
     line = lineage(journal.rounds, best)
@@ -65,7 +65,7 @@ def found_schedule(journal: Journal) -> Schedule:
 
 
 def population_log(journal: Journal) -> str:
-    """Return JSON lines, one per turn: round, member, the state it continued from, its policy, what it came to."""
+    """Return JSON lines, one per turn: round, member, the state it continued from, its policy and its outcome."""
     lines = []
     for number, population in enumerate(journal.rounds):
         for member in population:

@@ -1,6 +1,6 @@
-"""Members of a population and its rounds as values: who continues, who copies whom, and the schedule a member lived.
+"""Members of a population and its rounds as values: who continues, who copies whom, and a member's schedule.
 
-Errors: :class:`SearchError` (a ``RuntimeError``) ends a search that has nothing left to continue with.
+Errors: :class:`SearchError` (a ``RuntimeError``) ends a search that cannot continue.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from qkd.agents import Policy, Schedule, Segment
 from qkd.search.space import explore, start_policy
 from qkd.seeding import derive
 
-QUANTILE = 0.25  # share that copies, and share that is copied
-ROUNDS_FOR_A_FINAL = 3  # with fewer, the final would leave no round in which an explored policy is tried
+QUANTILE = 0.25  # share that copies others, and share that is copied
+ROUNDS_FOR_A_FINAL = 3  # with fewer, no explored policy would be tried before the final
 _DIVERGED = (
     "every member of the population has diverged; lower train.lr, raise train.warmup_epochs or set "
-    "train.clip_grad_norm of the role that is searched, under another name"
+    "train.clip_grad_norm of the searched role, and give the run another name"
 )
 
 
 class SearchError(RuntimeError):
-    """A search that cannot continue, or has found nothing."""
+    """A search cannot continue or has found nothing."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """What became of a member in a round.
+    """The outcome of a member's round.
 
     Args:
-        accuracy: Share of the validation images it classifies right; 0 where it diverged.
-        is_diverged: Whether loss or weights were not finite.
-        state_sha256: Of the file that holds its state; empty where it diverged.
-        trained_images: Images that its training steps saw in this round.
-        validated_images: Images that were read to score it.
-        seconds: Spent on it.
+        accuracy: Share of the validation images that it classifies correctly; 0 if it diverged.
+        is_diverged: Whether the loss or weights were not finite.
+        state_sha256: SHA-256 of the file that holds its state; empty if it diverged.
+        trained_images: Images used in its training steps in this round.
+        validated_images: Images read to score it.
+        seconds: Time spent on it.
     """
 
     accuracy: float
@@ -52,11 +52,11 @@ class Member:
     """One member in one round.
 
     Args:
-        index: Its place in the population, from 0.
+        index: Its index in the population, from 0.
         policy: What its agent does in this round.
-        source: Index of the member whose state of the round before it continues from: its own, or the one it copied.
-        score: None before the round is done.
-        rests: Whether it is left out: in the last round only members of the top quarter continue.
+        source: Index of the member from whose last state it continues: its own, or the one it copied.
+        score: Its score; None before the round is done.
+        rests: Whether it is left out; in the last round, only members of the top quarter continue.
     """
 
     index: int
@@ -75,10 +75,10 @@ Round = tuple[Member, ...]
 
 
 def first_round(members: int) -> Round:
-    """Return the population before anything is trained: every policy is the start policy.
+    """Return the population before training: every policy is the start policy.
 
     Args:
-        members: How many, at least 1.
+        members: Number of members, at least 1.
 
     Returns:
         Members 0, 1, ... without scores.
@@ -90,8 +90,8 @@ def quantiles(population: Round) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the indices of the members that copy, and of those that may be copied.
 
     Each is a quarter of the population, rounded up, but at most half of it (16 members: 4 and 4); a single member has
-    nobody to copy. Of equal scores the lower index counts as the better. Members that diverged always copy, and are
-    never copied.
+    nobody to copy. Among equal scores, the lower index is better. Members that diverged always copy and are never
+    copied.
 
     Args:
         population: A round with all scores.
@@ -104,7 +104,7 @@ def quantiles(population: Round) -> tuple[tuple[int, ...], tuple[int, ...]]:
         ValueError: If a score is missing.
     """
     if any(member.score is None for member in population):
-        raise ValueError("quantiles need the scores of all members")
+        raise ValueError("the quantiles need the scores of all members")
     ranked = sorted(population, key=lambda member: (_accuracy(member), -member.index))
     size = quantile_size(len(ranked))
     healthy = [member.index for member in ranked if member.score is not None and not member.score.is_diverged]
@@ -124,26 +124,26 @@ def quantile_size(members: int) -> int:
 def next_round(population: Round, *, seed: int, role: str, number: int) -> Round:
     """Return the next round: exploit, then explore.
 
-    Each member of the bottom quarter takes state and policy of a uniformly random member of the top quarter, and its
-    copy of the policy is explored; all others continue unchanged.
+    Each member of the bottom quarter copies the state and policy of a uniformly random member of the top quarter, and
+    its copy of the policy is explored; all others continue unchanged.
 
     Args:
         population: A round with all scores.
-        seed: The run's.
-        role: ``teacher`` or ``student``: names the random draws.
-        number: Of the round that is done, from 0.
+        seed: The run's seed.
+        role: ``teacher`` or ``student``; names the random draws.
+        number: Number of the finished round, from 0.
 
     Returns:
-        As many members, without scores.
+        The same number of members, without scores.
 
     Raises:
         SearchError: If every member has diverged.
         ValueError: If a score is missing.
 
     Note:
-        The published searches are asynchronous: a member is compared when its own clock passes the interval, with the
-        others wherever they stand. Here all members reach the end of a round first, so that the outcome does not depend
-        on who was fast.
+        The published searches are asynchronous: a member is compared when it passes the interval, with the others
+        at whatever point they have reached. Here all members finish a round first, so that the outcome does not depend
+        on their speed.
     """
     bottom, top = quantiles(population)
     following = []
@@ -160,11 +160,11 @@ def next_round(population: Round, *, seed: int, role: str, number: int) -> Round
 def last_round(population: Round) -> Round:
     """Return the last round: members of the top quarter continue unchanged, all others rest.
 
-    Nothing is copied any more after it, so only a member that may be chosen is worth its training and its score; one
-    that has just explored has had no time to prove its policy.
+    Nothing is copied after it, so only members that can be chosen are worth training and scoring; a member that has
+    just explored has had no time to prove its policy.
 
     Args:
-        population: The round before, with all scores.
+        population: The previous round, with all scores.
 
     Raises:
         SearchError: If every member has diverged.
@@ -178,17 +178,17 @@ def last_round(population: Round) -> Round:
 
 
 def finalists_of(members: int, rounds: int) -> int:
-    """Return how many members take a turn in the last round: the top quarter, but all where there are two rounds only.
+    """Return how many members take a turn in the last round: the top quarter, or all if there are only two rounds.
 
     Args:
         members: Size of the population.
-        rounds: Of the search.
+        rounds: Rounds of the search.
     """
     return quantile_size(members) if rounds >= ROUNDS_FOR_A_FINAL else members
 
 
 def waiting(population: Round) -> list[int]:
-    """Return the members (indices) whose turn is to come; those at rest are called where all others have diverged."""
+    """Return the indices of members still to take a turn; resting ones are used if all others have diverged."""
     active = [member for member in population if not member.rests]
     is_lost = all(member.score is not None and member.score.is_diverged for member in active)
     return [member.index for member in (population if is_lost else active) if member.score is None]
@@ -197,8 +197,8 @@ def waiting(population: Round) -> list[int]:
 def best_member(history: Sequence[Round]) -> int:
     """Return the index of the best member of the last round.
 
-    The highest accuracy; of equal ones the highest mean along the lineage, then the lowest index. (The releases chose
-    by a rule that is not in their code.)
+    The highest accuracy wins; among equal ones, the highest mean along the lineage, then the lowest index. (The rule
+    of the published releases is not in their code.)
 
     Args:
         history: Rounds in order, the last one with all scores.
@@ -221,14 +221,14 @@ def best_member(history: Sequence[Round]) -> int:
 
 
 def lineage(history: Sequence[Round], index: int) -> tuple[Member, ...]:
-    """Return the members, one a round, whose states led to a member's state of the last round.
+    """Return the members, one per round, whose states led to a member's state in the last round.
 
     Args:
         history: Rounds in order; a member's ``source`` points into the round before.
-        index: Of the member in the last round, from 0.
+        index: Index of the member in the last round, from 0.
 
     Returns:
-        One member per round, the first round's first.
+        One member per round, starting with the first round.
 
     Raises:
         IndexError: If no member of the last round has that index.
@@ -241,7 +241,7 @@ def lineage(history: Sequence[Round], index: int) -> tuple[Member, ...]:
 
 
 def schedule_of(line: Sequence[Member], lengths: Sequence[int]) -> Schedule:
-    """Return the schedule that a lineage went through; neighbors with one policy become one segment.
+    """Return the schedule that a lineage went through; neighbors with the same policy become one segment.
 
     Args:
         line: One member per round.
@@ -251,7 +251,7 @@ def schedule_of(line: Sequence[Member], lengths: Sequence[int]) -> Schedule:
         Segments of epochs and policy, in order.
 
     Raises:
-        ValueError: If there are not as many lengths as members.
+        ValueError: If the numbers of lengths and members differ.
     """
     segments: list[Segment] = []
     for member, epochs in zip(line, lengths, strict=True):
@@ -263,13 +263,13 @@ def schedule_of(line: Sequence[Member], lengths: Sequence[int]) -> Schedule:
 
 
 def round_lengths(epochs: int, interval_epochs: int) -> tuple[int, ...]:
-    """Return the epochs of each round: the interval, and what is left for the last one."""
+    """Return the epochs of each round: the interval, and the remainder for the last one."""
     whole, rest = divmod(epochs, interval_epochs)
     return (interval_epochs,) * whole + ((rest,) if rest else ())
 
 
 def with_score(population: Round, index: int, score: Score) -> Round:
-    """Return the round with a member's score filled in."""
+    """Return the round with one member's score filled in."""
     return tuple(replace(member, score=score) if member.index == index else member for member in population)
 
 

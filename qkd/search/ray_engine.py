@@ -1,8 +1,8 @@
-"""The engine on a Ray cluster: each member is a Ray Tune trial, and a scheduler of our own holds the rounds together.
+"""The engine on a Ray cluster: each member is a Ray Tune trial, and a custom scheduler keeps the rounds in step.
 
-What a turn does follows from its states, its policy and the seed, so a turn that was lost with its worker is taken
-again, and the schedule that is found is the local engine's. States and journal are in the run folder, which all
-workers must see under one path.
+A turn depends only on its states, its policy and the seed, so a turn that was lost with its worker is taken again, and
+the search finds the same schedule as the local engine. States and journal are in the run folder, which all workers
+must see under the same path.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from qkd.search.journal import Journal, Turn
 from qkd.search.population import Score, SearchError
 from qkd.search.trial import Trial
 
-MESSAGE_LENGTH = 300  # of a worker's error: Ray adds advice on memory to every lost one
+MESSAGE_LENGTH = 300  # of a worker's error; Ray adds advice on memory to every lost worker
 HINT = "install the extra: pip install 'qkd-toolkit[ray]', or use search.engine=local"
 
 
 def run_ray(journal: Journal, build: Callable[[], Trial], board: SearchBoard, settings: SearchConfig) -> None:
-    """Take every turn that the journal still has on Ray workers, to the end of the search.
+    """Take all open turns of the journal on Ray workers, until the search ends.
 
     Args:
-        journal: The search as far as it has come.
-        build: Makes what members share; called once in each worker, so it must be picklable (a function of a module,
+        journal: The search so far.
+        build: Builds what the members share; called once in each worker, so it must be picklable (a module's function
             or a `functools.partial` of one).
         board: Shows the population after each turn.
-        settings: Workers, GPUs, cluster, how many lost workers a member survives.
+        settings: Workers, GPUs, cluster, and how many lost workers a member survives.
 
     Raises:
         ImportError: If Ray Tune is not installed.
@@ -47,7 +47,7 @@ def run_ray(journal: Journal, build: Callable[[], Trial], board: SearchBoard, se
         _connect(ray, settings)
     errors = ""
     try:
-        # Tune brings back a worker that is lost in a turn, but gives up where it is lost while it starts: begin again
+        # Tune restarts a worker that is lost during a turn, but gives up if it is lost while starting: begin again
         for _ in range(1 + settings.worker_failures):
             errors = _run(tune, journal, build, board, settings)
             if journal.is_done:
@@ -56,20 +56,20 @@ def run_ray(journal: Journal, build: Callable[[], Trial], board: SearchBoard, se
         if is_ours:
             ray.shutdown()
     raise SearchError(
-        f"a member of the {journal.role}'s search failed on its workers again and again: {errors}; what was found so "
+        f"a member of the {journal.role}'s search failed repeatedly on its workers: {errors}; what was found so "
         f"far is kept, and the same command continues from there"
     )
 
 
 def _run(tune: Any, journal: Journal, build: Callable[[], Trial], board: SearchBoard, settings: SearchConfig) -> str:
-    """Let Tune take turns until the search is done or a member's failures are too many; return the errors."""
+    """Let Tune take turns until the search is done or a member has failed too often; return the errors."""
     scheduler = rounds_scheduler(journal, board)
     with tempfile.TemporaryDirectory(prefix="qkd-ray-") as storage:
         with contextlib.redirect_stdout(sys.stderr):  # Tune announces itself; stdout is for results
             results = _tuner(tune, journal, build, scheduler, settings, storage).fit()
         if scheduler.failure is not None:
             raise scheduler.failure
-        return "; ".join(_last_line(error) for error in results.errors) or "no worker said why"
+        return "; ".join(_last_line(error) for error in results.errors) or "no worker gave a reason"
 
 
 def _last_line(error: Exception) -> str:
@@ -78,11 +78,11 @@ def _last_line(error: Exception) -> str:
 
 
 def member_trainable() -> type:
-    """Return the Tune trainable of a member: a step is a turn, told by the trial's config."""
+    """Return the Tune trainable of a member: a step is a turn, described by the trial's config."""
     _, tune = _import_ray()
 
     class SearchMember(tune.Trainable):  # type: ignore[name-defined, misc]
-        """Takes turns; all that lasts is in the run folder, so there is nothing to save."""
+        """Takes turns; everything persistent is in the run folder, so there is nothing to save."""
 
         def setup(self, config: dict[str, Any]) -> None:
             self.trial: Trial = config["build"]()
@@ -90,11 +90,11 @@ def member_trainable() -> type:
 
         def step(self) -> dict[str, Any]:
             score = self.trial.take(self.turn)
-            # as text: Tune hands nested results to schedulers flattened
+            # as text, since Tune flattens nested results before schedulers get them
             return {"score": json.dumps(asdict(score)), "number": self.turn.number, "member": self.turn.member}
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
-            """Take another turn, of this member or of another; nets and images stay."""
+            """Take another turn of this or another member; nets and images are kept."""
             self.turn = Turn.from_json(new_config["turn"])
             return True
 
@@ -108,17 +108,17 @@ def member_trainable() -> type:
 
 
 def rounds_scheduler(journal: Journal, board: SearchBoard) -> Any:
-    """Return the Tune scheduler that runs a journal's turns: members pause at the end of a round until all are there.
+    """Return the Tune scheduler that runs a journal's turns: members wait at the end of a round for all others.
 
     Args:
-        journal: Gets the scores, and says which turns are open.
+        journal: Receives the scores and provides the open turns.
         board: Shows the population after each turn.
     """
     from ray.tune.experiment import Trial as TuneTrial
     from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
     class Rounds(FIFOScheduler):  # type: ignore[misc]
-        """Tells members their turns; ``failure`` is what ended the search before its time."""
+        """Gives members their turns; ``failure`` is the error that ended the search early."""
 
         failure: Exception | None = None
 
@@ -143,7 +143,7 @@ def rounds_scheduler(journal: Journal, board: SearchBoard) -> Any:
             return str(TrialScheduler.NOOP)
 
         def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-            """End the search: without this member the round cannot end."""
+            """End the search, since the round cannot end without this member."""
             self._stop_others(tune_controller, trial)
 
         def _record(self, result: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The population search of one role's agent: what a member trains, and what the search leaves in the run folder."""
+"""The population search of one role's agent: what a member trains, and what the search writes to the run folder."""
 
 from __future__ import annotations
 
@@ -42,22 +42,22 @@ REWARDS = {
     "teacher": "the teacher's own validation accuracy, batch norm in eval mode",
     "student": "validation accuracy of the low-bit student (deployed arithmetic), distilled from the run's teacher",
 }
-# settings that say where a search runs, not what it finds
+# settings that affect where a search runs, not what it finds
 _WHERE = ("engine", "workers", "gpus_per_worker", "address", "worker_failures")
-_UNMARKED = {"keep_checkpoint"}  # what is left of a training changes nothing of what it finds
+_UNMARKED = {"keep_checkpoint"}  # does not affect what a search finds
 
 
 def search_agent(run: RunFolder, role: Role, progress: Progress) -> list[Path]:
-    """Search a role's agent (resuming) if the config says so and it has not been found yet; return its files.
+    """Search a role's agent (resuming) if the config says so and none has been found yet; return its files.
 
     Args:
-        run: The run. For the student's search its teacher is complete.
-        role: Whose agent.
+        run: The run. For the student's search, its teacher must be complete.
+        role: The role whose agent is searched.
         progress: Shows the population.
 
     Raises:
         qkd.search.SearchError: If the whole population diverges.
-        ValueError: If there are not enough images, or the search was begun with other inputs.
+        ValueError: If there are not enough images, or the search was started with other inputs.
         ImportError: If the engine is ``ray`` and Ray is not installed.
         OSError: If a file cannot be written.
     """
@@ -67,7 +67,7 @@ def search_agent(run: RunFolder, role: Role, progress: Progress) -> list[Path]:
     files = [folder / f"{role}.{kind}" for kind in ("schedule.yaml", "population.jsonl", "cost.json")]
     if current().first(lambda: run.is_complete(stage)):
         return files
-    if run.config.search.engine == "ray":  # which has processes of its own
+    if run.config.search.engine == "ray":  # which runs in separate processes
         current().first(lambda: _search(run, role, files, progress))
     else:
         _search(run, role, files, progress)
@@ -86,18 +86,18 @@ def _search(run: RunFolder, role: Role, files: list[Path], progress: Progress) -
     report = cost_report(journal, len(found.val))
     write_search(journal, folder, _provenance(run, role, journal, found), report)
     progress.say(report.to_text())
-    journal.discard_states()  # before the manifest: after it nobody would come to do it; the journal is all it takes
+    journal.discard_states()  # before the manifest: nothing would do it afterward; only the journal is needed
     run.complete(stage, files, inputs)
 
 
 def open_journal(run: RunFolder, role: Role, splits: Splits, inputs: list[Path]) -> Journal:
-    """Return the journal of a role's search, where it stopped or at its beginning.
+    """Return the journal of a role's search: an existing one or a new one.
 
     Args:
         run: The run.
-        role: Whose agent.
+        role: The role whose agent is searched.
         splits: The run's images.
-        inputs: Files of the run folder that the search is made from.
+        inputs: Files of the run folder that the search depends on.
     """
     settings = run.config.search
     marks = {path.relative_to(run.path).as_posix(): sha256_of(path) for path in inputs}
@@ -113,7 +113,7 @@ def open_journal(run: RunFolder, role: Role, splits: Splits, inputs: list[Path])
 
 
 def _parts() -> dict[str, str]:
-    """Return what tells searches apart whose batch norm takes parts of batches; empty where it takes whole ones."""
+    """Return what identifies searches whose batch norm uses parts of batches; empty if it uses whole ones."""
     engine = current()
     return {} if engine.synchronizes or engine.size == 1 else {"parts of a batch": str(engine.size)}
 
@@ -124,7 +124,7 @@ def config_mark(config: RunConfig, role: Role) -> str:
     values: dict[str, Any] = {
         "data": _as_marked(config.data, {"root", "download", "workers", "path"}),
         "search": config.search.model_dump(mode="json", exclude=set(_WHERE)),
-        role: _as_marked(own, {"run"}),  # where a teacher comes from; searched ones come from here
+        role: _as_marked(own, {"run"}),  # where a teacher comes from; searched ones come from this run
     }
     if own.weights is not None:
         values["weights"] = sha256_of(weights_file(own.weights, net))
@@ -135,7 +135,7 @@ def config_mark(config: RunConfig, role: Role) -> str:
 
 
 def _as_marked(section: Section, unmarked: Collection[str] = ()) -> dict[str, Any]:
-    """Return a section's settings; newer keys count where they are not the default, so that older searches resume."""
+    """Return a section's settings; newer keys only if they are not the default, so that older searches resume."""
     values = section.model_dump(mode="json", exclude=set(unmarked) | _UNMARKED)
     for key, field in type(section).model_fields.items():
         value = getattr(section, key)
@@ -150,8 +150,8 @@ def build_trial(run: RunFolder, role: Role, splits: Splits, device: torch.device
     """Return what the members of a role's search share.
 
     Args:
-        run: The run. For the student's search its teacher is complete, and so is its own float training.
-        role: Whose agent.
+        run: The run. For the student's search, its teacher and its own float training must be complete.
+        role: The role whose agent is searched.
         splits: The search's images.
         device: Where to train.
         progress: Where to talk.
@@ -164,15 +164,15 @@ def build_trial(run: RunFolder, role: Role, splits: Splits, device: torch.device
 
 
 def searched_config(config: RunConfig, role: Role) -> RunConfig:
-    """Return a config whose role trains as long as its search, with an agent that is still to be found.
+    """Return a config whose role trains for the length of its search, with an agent still to be found.
 
     Raises:
-        ValueError: If there is no training to go by, or too few epochs for all of the student's phases.
+        ValueError: If the config has no training for the role, or too few epochs for all of the student's phases.
     """
     epochs = config.search.epochs
     own = config.teacher if role == "teacher" else config.student
     if own.train is None:
-        raise ValueError("teacher.train: missing; the search trains teachers as it says")
+        raise ValueError("teacher.train: missing; the search trains teachers with these settings")
     changes: dict[str, Any] = {"train": stretched_train(own.train, epochs), "agent": unsearched_agent(own.agent)}
     if role == "student":
         changes["phases"] = stretched_phases(config, epochs)
@@ -184,7 +184,7 @@ def trial_of_folder(path: str, role: Role) -> Trial:
 
     Args:
         path: The run folder; it is read, not locked.
-        role: Whose agent.
+        role: The role whose agent is searched.
     """
     config = stored_config(Path(path))
     torch.set_num_threads(config.threads or 1)
@@ -195,12 +195,12 @@ def trial_of_folder(path: str, role: Role) -> Trial:
 
 
 def _images(config: RunConfig, role: Role, splits: Splits) -> Splits:
-    """Return the images that a role may learn from."""
+    """Return the images that a role may train on."""
     return student_images(config, splits) if role == "student" else splits
 
 
 def _inputs(run: RunFolder, role: Role, full: Splits, device: torch.device, progress: Progress) -> list[Path]:
-    """Return the files of the run folder that a search is made from, after making those that are its own to make."""
+    """Return the files of the run folder that a search depends on, after creating those that it creates itself."""
     if role == "teacher":
         return []
     student = StudentRole(Context(run, full, device, progress))

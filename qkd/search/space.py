@@ -7,21 +7,21 @@ import random
 from qkd.agents import PBA_OPERATIONS, Op, Policy
 from qkd.agents.policies.policy import LEVELS
 
-COPIES = 2  # each operation is in a policy twice
+COPIES = 2  # each operation appears twice in a policy
 TENTHS = 10  # probabilities are multiples of 1/10, 0 and 1 included
 RESAMPLE_PROBABILITY = 0.2
 LARGEST_STEP = 3
 
 
 def start_policy() -> Policy:
-    """Return the policy that every member starts with: all 60 integers are 0, so nothing is done.
+    """Return the policy that every member starts with: all 60 integers are 0, so it does nothing.
 
     Returns:
         30 operations, each of probability 0 and magnitude 0.
 
     References:
         Zhou et al., `Role-Wise Data Augmentation for Knowledge Distillation <https://arxiv.org/abs/2004.08861>`_,
-        2020; its published search logs start so.
+        2020; its published search logs start this way.
     """
     return Policy(tuple(Op(name, 0.0, 0) for _ in range(COPIES) for name in PBA_OPERATIONS))
 
@@ -29,12 +29,12 @@ def start_policy() -> Policy:
 def explore(policy: Policy, rng: random.Random) -> Policy:
     """Return a policy with every integer changed at random.
 
-    Each of the integers (probability in tenths 0..10, magnitude 0..9) is drawn again, uniformly, with probability 0.2;
+    Each of the integers (probability in tenths 0..10, magnitude 0..9) is redrawn uniformly with probability 0.2;
     otherwise 0, 1, 2 or 3 (uniformly) is added or subtracted, and the result is clipped to its range.
 
     Args:
         policy: Operations whose probabilities are multiples of 1/10.
-        rng: Every draw comes from it.
+        rng: The source of every draw.
 
     Returns:
         A policy of the same operations.
@@ -51,7 +51,7 @@ def explore(policy: Policy, rng: random.Random) -> Policy:
 
 
 def tenths(op: Op) -> int:
-    """Return an operation's probability as the integer that a search moves, 0..10."""
+    """Return an operation's probability as the integer that a search changes, 0..10."""
     return round(op.probability * TENTHS)
 
 

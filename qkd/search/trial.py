@@ -24,7 +24,7 @@ from qkd.training.assembly import Training
 from qkd.training.checkpoint import Checkpoint
 from qkd.training.state import MODEL, fill
 
-NEVER_S = 1e9  # between checkpoints: a turn keeps none, its end is what counts
+NEVER_S = 1e9  # between checkpoints: a turn keeps none, only its end matters
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Trial:
     """What all members of a role's search share.
 
     Args:
-        training: Of the role, with the search's length and images (``train`` and ``val``); each turn puts a member's
-            state into its nets.
-        agent: Crop and flip that follow a policy; cut-out is off during a search, as published.
+        training: The role's training, with the search's length and images (``train`` and ``val``); each turn loads a
+            member's state into its nets.
+        agent: Crop and flip after a policy; cut-out is off during a search, as published.
         compat: ``correct`` or ``weights_only`` (`qkd.config.SearchConfig.compat`).
-        progress: Where to say that a member has diverged.
+        progress: Where to report that a member has diverged.
     """
 
     training: Training
@@ -46,32 +46,32 @@ class Trial:
     _starts: list[list[dict[str, Tensor]]] = field(default_factory=list, init=False)  # fresh, then calibrated
 
     def __post_init__(self) -> None:
-        """Keep the freshly built nets: members begin there, whatever was trained in them since."""
+        """Keep the state of the freshly built nets: members start from it, whatever has been trained in them since."""
         if self.training.made.vary is None:
             self._starts.append([_state_of(module) for module in self._modules()])
 
     @property
     def job(self) -> Job:
-        """Return the training of a member, but for its agent and its random draws.
+        """Return the training of a member, except for its agent and its random draws.
 
         Raises:
             ValueError: If the role is not trained.
         """
         if self.training.job is None:
-            raise ValueError("a search needs a training")
+            raise ValueError("a search needs a role that is trained")
         return self.training.job
 
     def take(self, turn: Turn) -> Score:
-        """Train a member to the end of its turn, score it on the validation images in eval mode, and keep its state.
+        """Train a member to the end of its turn, score it on the validation images in eval mode, and save its state.
 
         Args:
-            turn: What to do; its ``result`` is written, whole or not at all.
+            turn: What to do; its ``result`` is written as a whole or not at all.
 
         Returns:
-            The score. A member whose loss, gradient or weights are not finite has accuracy 0 and no state.
+            The score. A member whose loss, gradient or weights are not finite gets accuracy 0 and no state.
 
         Raises:
-            DamagedFileError: If a state is altered or gone.
+            DamagedFileError: If a state is altered or missing.
             OSError: If a state cannot be read or written.
         """
         started = time.monotonic()
@@ -101,7 +101,7 @@ class Trial:
         agent = self.agent.model_copy(update={"cutout": 0})
         job = replace(
             shared,
-            role=f"search {shared.role} {turn.member}",  # names the member's own draws: order, augmentation, dropout
+            role=f"search {shared.role} {turn.member}",  # names the member's random draws: order, augmentation, dropout
             config=shared.config.model_copy(update={"checkpoint_every_s": NEVER_S}),
             splits=without_validation(shared.splits),
             agent=agent_of_schedule(turn.schedule, agent, epochs=shared.config.epochs, mean=shared.splits.mean),
@@ -112,7 +112,7 @@ class Trial:
         return Trainer(job, self.progress)
 
     def _begin(self, member: int) -> None:
-        """Bring the nets to a member's start: its own, or the shared one."""
+        """Load a member's start into the nets: its own, or the shared one."""
         made = self.training.made
         if made.vary is not None:
             made.vary(member)
@@ -151,12 +151,12 @@ def _state_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 def transplant(own: Checkpoint, donor: Checkpoint, names: Iterable[str]) -> Checkpoint:
-    """Return a member's own state with some tensors of another's: what the released search copies.
+    """Return a member's own state with some tensors from another's: what the released search copies.
 
     Args:
-        own: Keeps its optimizer's state, its batch-norm statistics and its averages.
-        donor: Gives the tensors.
-        names: Of the tensors to take.
+        own: Its optimizer state, batch-norm statistics and averages are kept.
+        donor: The source of the tensors.
+        names: Names of the tensors to take.
     """
     taken: dict[str, Tensor] = {name: donor.tensors[name] for name in names}
     return replace(own, tensors={**own.tensors, **taken})
@@ -168,7 +168,7 @@ def _images(trainer: Trainer, turn: Turn) -> int:
 
 
 def _write_state(path: Path, checkpoint: Checkpoint) -> str:
-    # clocks and metrics are of no use to the next turn, and would make equal states differ
+    # times and metrics are useless to the next turn, and would make equal states differ
     state = {**checkpoint.state, "seconds": 0.0, "epoch_seconds": 0.0, "rows": [], "sums": []}
     return write_safetensors(path, checkpoint.tensors, metadata={"state": json.dumps(state, sort_keys=True)})
 
@@ -177,7 +177,7 @@ def _read_state(path: Path, sha256: str) -> Checkpoint:
     try:
         tensors = parse_safetensors(path, read_verified(path, sha256))
     except FileNotFoundError as error:
-        raise DamagedFileError(f"{path}: is gone; restore it, or delete {path.parent} to search again") from error
+        raise DamagedFileError(f"{path} is missing; restore it, or delete {path.parent} to search again") from error
     except DamagedFileError as error:
         raise DamagedFileError(f"{error}; restore it, or delete {path.parent} to search again") from error
     return Checkpoint(tensors, json.loads(read_metadata(path)["state"]))

@@ -17,7 +17,7 @@ from qkd.run.folder import RunFolder
 
 
 class BenchError(RuntimeError):
-    """No device could measure."""
+    """No device produced a measurement."""
 
 
 def run(run: RunFolder, progress: Progress) -> None:
@@ -25,7 +25,7 @@ def run(run: RunFolder, progress: Progress) -> None:
 
     Raises:
         BenchError: If every device failed.
-        ConfigError: If a device is not known.
+        ConfigError: If a device is unknown.
         OSError: If a result cannot be written.
     """
     settings = run.config.bench
@@ -55,7 +55,7 @@ def _judge(results: Sequence[DeviceResult], written: Mapping[str, Path], progres
     failed = [result for result in results if result.failure]
     if not any(result.reports for result in results):
         reasons = "; ".join(f"{result.device.title}: {result.failure}" for result in failed)
-        raise BenchError(f"no device could measure: {reasons}")
+        raise BenchError(f"all devices failed to measure: {reasons}")
     for result in failed:
         again = written[result.device.title]
         progress.warn(f"{result.device.title} failed: {result.failure} (delete {again} to try again)")

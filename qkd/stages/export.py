@@ -1,4 +1,4 @@
-"""The export stage: student and float nets as ONNX files, and the student's files proven equal to the student."""
+"""The export stage: student and float nets as ONNX files, with the student's files proven equal to the student."""
 
 from __future__ import annotations
 
@@ -40,20 +40,21 @@ from qkd.training.assembly import WEIGHTS
 
 
 def run(run: RunFolder, progress: Progress) -> None:
-    """Write ``export/``: the ONNX files, what they hold and cost, a sample for devices, and the comparison with them.
+    """Write ``export/``: the ONNX files, what they contain and cost, a sample for devices, and the comparison.
 
-    ``student.onnx`` is always the file for ONNX Runtime, which the bench stage runs. Another flavor of the config is
-    written beside it (``student.qonnx.onnx``), and so is a file that takes uint8 pixels (``student.uint8.onnx``) where
-    preprocessing is inside; both are compared, too, on every test image. What an earlier export wrote for another
-    runtime stays where it is of the same student (:func:`~qkd.stages.kept.keep_proven`). ``labels.txt``,
-    ``preprocess.json`` and ``predict.py`` are for whoever feeds the files. Where this machine has use for the low-bit
-    execution provider, and that takes something of a file, its outputs are compared with those of the CPU provider.
+    ``student.onnx`` is always the file for ONNX Runtime, which the bench stage runs. If the config sets another flavor,
+    that is written next to it (``student.qonnx.onnx``), and so is a file that takes uint8 pixels
+    (``student.uint8.onnx``) if preprocessing is included; both are also compared on every test image. Files that an
+    earlier export wrote for another runtime are kept if they are of the same student
+    (:func:`~qkd.stages.kept.keep_proven`). ``labels.txt``, ``preprocess.json`` and ``predict.py`` are for the user of
+    the files. If the low-bit execution provider is useful on this machine and takes some nodes of a file, its outputs
+    are compared with those of the CPU provider.
 
     Raises:
-        export.ExportError: If a net cannot become an ONNX file, or a layer stays in float where the config is strict.
+        export.ExportError: If a net cannot be exported to ONNX, or a layer stays in float and the config is strict.
         ImportError: If the flavor is ``qonnx``, and qonnx is not installed.
         export.ParityError: If a file is not proven to be the student (``ParityReport.faults``). The files and the
-            comparison stay, the stage is not complete.
+            comparison are kept, but the stage is not complete.
     """
     with cpu_threads(run.config.threads):
         splits = run_images(run, progress)
@@ -77,14 +78,14 @@ def run(run: RunFolder, progress: Progress) -> None:
 
 
 class StudentFile(NamedTuple):
-    """What a file of the student is: its flavor, and its target where it has one."""
+    """The kind of a student's file: its flavor, and its target if it has one."""
 
     flavor: str
     target: str | None = None
 
 
 def student_files(config: RunConfig) -> dict[str, StudentFile]:
-    """Return the student's files without their ending, and what each is; ``student``, for ONNX Runtime, comes first."""
+    """Return the student's files by name without suffix, with their kind; ``student``, for ONNX Runtime, is first."""
     target, flavor = config.export.chosen_target, config.export.file_flavor
     if target is None or target.is_onnxruntime:
         own = StudentFile(flavor, None if target is None else target.name)
@@ -98,7 +99,7 @@ def student_files(config: RunConfig) -> dict[str, StudentFile]:
 
 
 def float_nets(run: RunFolder) -> dict[str, nn.Module]:
-    """Return the float nets that are exported: ``teacher``, and ``float`` where the student's twin is another net."""
+    """Return the float nets to export: ``teacher``, and ``float`` if the student's float twin is a different net."""
     taught = load_taught(run)
     nets = {"teacher": load_teacher(run) if taught is None else taught}
     has_own = (run.path / "student" / "float" / WEIGHTS).exists()
@@ -117,7 +118,7 @@ def _write_models(
     folder, exported, example = run.folder("export"), {}, example_batch(splits)
     now = student_files(run.config)["student"].target
     if kept.target not in (None, now):
-        progress.warn(f"student.onnx was for {kept.target}, and is for {now or 'ONNX Runtime'} now (export.target)")
+        progress.warn(f"student.onnx was for {kept.target}, and is now for {now or 'ONNX Runtime'} (export.target)")
     for name, file in student_files(run.config).items():
         preprocessing = preprocessing_of(run.config, splits, name)
         exported[name] = export_student(run.config, student, example, folder / f"{name}.onnx", file, preprocessing)
@@ -146,10 +147,10 @@ def export_student(
     file: StudentFile,
     preprocessing: Preprocessing | None = None,
 ) -> ExportedModel:
-    """Write the student in a flavor, or for a target, packed and judged as the config says.
+    """Write the student in a flavor or for a target, packed and checked according to the config.
 
     Raises:
-        export.ExportError: If it cannot be written, or a layer stays in float where the config is strict.
+        export.ExportError: If it cannot be written, or a layer stays in float and the config is strict.
     """
     settings = config.export
     if file.flavor != "ort":  # the others have one form each
@@ -164,7 +165,7 @@ def export_student(
 
 
 def write_facts(folder: Path, exported: Mapping[str, ExportedModel], kept: Kept) -> Path:
-    """Write ``export.json``: an entry for each written file and for each that stays of an earlier export."""
+    """Write ``export.json``: one entry per written file and per file kept from an earlier export."""
     facts = {name: model_facts(model) for name, model in exported.items()}
     write_json(folder / "export.json", {**facts, **kept.facts})
     return folder / "export.json"
@@ -174,7 +175,7 @@ def model_facts(model: ExportedModel) -> dict[str, Any]:
     """Return the entry of a written file in ``export.json``."""
     takes_pixels = model.path.stem.endswith(f".{PIXELS}")
     facts = {"path": model.path.name, "sha256": sha256_of(model.path), "takes_pixels": takes_pixels}
-    return {**model.to_json(), **facts}  # a name as the path: the folder may move
+    return {**model.to_json(), **facts}  # the path is just a name, since the folder may move
 
 
 def compare_file(
@@ -187,7 +188,7 @@ def compare_file(
     provider = None if foreign or flavor == "qonnx" else low_bit_for(path)
     runtime = foreign if foreign and is_installed(foreign) else None
     if foreign and runtime is None:
-        progress.warn(f"{path.name}: {target} is not installed here, so ONNX Runtime alone ran the file")
+        progress.warn(f"{path.name}: {target} is not installed here, so only ONNX Runtime ran the file")
     with progress.track(len(splits.test), "parity", "images") as tracker:
         batches = _test_batches(splits, config.data, tracker)
         if not preprocessing.is_inside:
@@ -196,14 +197,14 @@ def compare_file(
 
 
 def write_parity(folder: Path, name: str, report: ParityReport) -> Path:
-    """Write the comparison of a file, given by its name without the ending; return where."""
+    """Write the comparison of a file, given by its name without the suffix; return its path."""
     path = parity_file(folder, name)
     write_json(path, report.to_json())
     return path
 
 
 def judge_file(name: str, report: ParityReport, progress: Progress) -> None:
-    """Say what a comparison came to.
+    """Report the result of a comparison.
 
     Raises:
         export.ParityError: If the file is not proven to be the student.
@@ -218,10 +219,8 @@ def judge_file(name: str, report: ParityReport, progress: Progress) -> None:
         progress.say(f"{name}.onnx: {report.runtime.sentence}")
     for side, compared in (("off", report.off), ("on", report.on)):
         if compared.differing:
-            ties = (
-                f" ({compared.ties} of them where the student's own two best logits are equal)" if compared.ties else ""
-            )
-            differing = f"{compared.differing} of {report.images} images get another class{ties}"
+            ties = f" ({compared.ties} of them where the student's two best logits are equal)" if compared.ties else ""
+            differing = f"{compared.differing} of {report.images} images get a different class{ties}"
             progress.warn(f"{name}.onnx: with ONNX Runtime's optimizations {side}, {differing}")
 
 
@@ -238,7 +237,7 @@ def _inputs(run: RunFolder) -> list[Path]:
 
 
 def example_batch(splits: Splits) -> Tensor:
-    """Return the normalized images that exports are traced with: two test images, or one where there is no second."""
+    """Return the normalized images that exports are traced with: two test images, or one if there is only one."""
     images, _ = splits.test.batch(torch.arange(min(2, len(splits.test))), "cpu")
     return normalize(images, splits.mean, splits.std)
 
@@ -253,7 +252,7 @@ def _test_batches(splits: Splits, data: DataConfig, tracker: Tracker) -> Iterato
 
 
 def require_integer_layers(run: RunFolder) -> None:
-    """Refuse an export in which a layer stayed in float, whatever the config allowed when it was made.
+    """Raise if a layer of an export stayed in float, whatever the config allowed at the time.
 
     Raises:
         export.ExportError: Naming the layers, and why.

@@ -43,24 +43,24 @@ FOLDER = "federated"
 
 
 def federate(run: RunFolder, progress: Progress) -> FederatedReport:
-    """Run the stages that are not complete; resume within the rounds.
+    """Run the stages that are not complete, resuming at the current round.
 
     Args:
-        run: Its folder, open; the config has a section ``federated``.
-        progress: Where to talk.
+        run: The open run folder; its config has a section ``federated``.
+        progress: Where to report.
 
     Returns:
-        What came of it.
+        The outcome.
 
     Raises:
-        UsageError: If the config has no such section.
-        ValueError: If data, net or settings cannot be used.
-        FederationError: If every client of a round fails.
+        UsageError: If the config has no section ``federated``.
+        ValueError: If the data, a net or the settings cannot be used.
+        FederationError: If every client fails in a round.
         export.ParityError: If the file is not proven to be the student.
         OSError: If a file cannot be read or written.
     """
     if run.config.federated is None:
-        raise UsageError("the config has no section `federated`: use `qkd run`, or say there how clients train")
+        raise UsageError("the config has no section `federated`: use `qkd run`, or set there how clients train")
     for name, stage in FEDERATED.items():
         why = run.why_incomplete(name)
         progress.stage(name, {"": "already complete", "not run": ""}.get(why, why))
@@ -71,7 +71,7 @@ def federate(run: RunFolder, progress: Progress) -> FederatedReport:
 
 
 def train(run: RunFolder, progress: Progress) -> None:
-    """Take every round (resuming); write ``federated/`` and ``student/``."""
+    """Run every round, resuming if needed; write ``federated/`` and ``student/``."""
     device = choose_device(run.config.device)
     splits = run_images(run, progress).to(device)
     federation = Federation(run.config, splits, device)
@@ -96,7 +96,7 @@ def _drive(server: Server, progress: Progress) -> None:
 
 
 def _save(run: RunFolder, server: Server, splits: Splits) -> list[Path]:
-    """Settle the global net's scales, write it and score it once more: settling may move single codes."""
+    """Settle the global net's scales, write it and score it again, since settling may move single codes."""
     config, net = run.config, server.strategy.net
     fill(net, server.model)
     if isinstance(net, Student):
@@ -110,7 +110,7 @@ def _save(run: RunFolder, server: Server, splits: Splits) -> list[Path]:
 
 
 def export(run: RunFolder, progress: Progress) -> None:
-    """Write ``export/``: the global student as ONNX, proven equal to it; a float net is written without proof."""
+    """Write ``export/``: the global student as ONNX, proven equal to it; a float net is written without a proof."""
     splits = run_images(run, progress)
     folder = run.folder("export")
     if run.config.federated is not None and run.config.federated.precision == "float":

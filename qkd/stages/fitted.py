@@ -1,4 +1,4 @@
-"""Files of a run that are repacked for an older onnxruntime, kept beside the others and proven like them."""
+"""Files of a run that are repacked for an older onnxruntime, stored next to the others and proven like them."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from qkd.training import cpu_threads
 
 
 def keep_fitted(run: RunFolder, runtime: str, progress: Progress) -> list[Path]:
-    """Write each file of the student for ONNX Runtime again, as an older onnxruntime loads it.
+    """Write each of the student's files for ONNX Runtime again, in a form that an older onnxruntime loads.
 
     Args:
-        run: With a complete export stage, locked by this process.
+        run: A run folder with a complete export stage, locked by this process.
         runtime: ``onnxruntime==1.17``.
-        progress: Where to say what was written.
+        progress: Where to report what was written.
 
     Returns:
-        The files; none where those that are there fit already.
+        The files; empty if the existing ones already fit.
 
     Raises:
-        export.ExportError: If ``runtime`` names no version, or a file cannot be repacked for it.
+        export.ExportError: If ``runtime`` does not name a version, or a file cannot be repacked for it.
         export.ParityError: If a repacked file is not proven to be the student.
     """
     version = parse_runtime(runtime)
@@ -53,11 +53,11 @@ def _keep(run: RunFolder, name: str, version: Version, progress: Progress) -> Pa
     source = folder / f"{name}.onnx"
     needed = needed_runtime(onnx.load(source))
     if needed is not None and needed <= version:
-        progress.say(f"{source.name} runs on {text} already: it needs {version_text(needed)}")
+        progress.say(f"{source.name} already runs on {text}: it needs {version_text(needed)}")
         return None
     fitted = fit_storage(source, storage_for(version))
     if isinstance(fitted.content, Path):
-        raise ExportError(f"{source}: nothing that can be repacked keeps it from {text}")
+        raise ExportError(f"{source} cannot run on {text}, and repacking would not change that")
     path = folder / f"{_name_of(name, version)}.onnx"
     write_whole(path, fitted.content)
     files = [path, *_prove(run, path, progress)]

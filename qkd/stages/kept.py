@@ -1,4 +1,4 @@
-"""The student's files that an earlier export wrote for other runtimes: those of the same student stay."""
+"""The student's files that an earlier export wrote for other runtimes: those of the same student are kept."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from qkd.training.assembly import WEIGHTS
 
 
 class Kept(NamedTuple):
-    """What stays of an earlier export: the files, each with its comparison, and their entries of ``export.json``.
+    """What is kept from an earlier export: the files, each with its comparison, and their entries of ``export.json``.
 
-    ``target`` is the one that ``student.onnx`` was written for then, where that had one.
+    ``target`` is the target that ``student.onnx`` was written for then, if it had one.
     """
 
     files: list[Path]
@@ -25,18 +25,18 @@ class Kept(NamedTuple):
 
 
 def keep_proven(run: RunFolder, written: Collection[str], progress: Progress) -> Kept:
-    """Keep the student's other files that are proven to be this student; delete those of another one.
+    """Keep the student's other files that are proven to be this student; delete those of another student.
 
-    A file stays where the manifest of an earlier export names it and its comparison, both are unchanged, and that
-    export was made from the weights that the student has now. What no export of this run wrote is left alone.
+    A file is kept if the manifest of an earlier export names it and its comparison, both are unchanged, and that
+    export was made from the student's current weights. Files that no export of this run wrote are left alone.
 
     Args:
-        run: The run folder, open, with a trained student.
-        written: Names, without their ending, that the export is about to write.
-        progress: Where to say what stays, and what is deleted and why.
+        run: The open run folder, with a trained student.
+        written: Names, without suffix, that the export is about to write.
+        progress: Where to report what is kept, and what is deleted and why.
 
     Returns:
-        What stays.
+        What is kept.
 
     Raises:
         OSError: If a file cannot be read or deleted.
@@ -55,9 +55,9 @@ def keep_proven(run: RunFolder, written: Collection[str], progress: Progress) ->
         elif name in facts:
             path.unlink()
             parity.unlink(missing_ok=True)
-            progress.warn(f"{path.name} is deleted: it was not proven to be the student that this run has now")
+            progress.warn(f"{path.name} has been deleted: it was not proven to be this run's current student")
         else:
-            progress.warn(f"{path.name} is in no record of this run's exports: left alone, not known to be its student")
+            progress.warn(f"{path.name} is not in any record of this run's exports, so it is left alone")
     if kept.facts:
         names = ", ".join(f"{name}.onnx" for name in kept.facts)
         progress.say(f"kept from an earlier export, of the same student: {names}")
@@ -65,7 +65,7 @@ def keep_proven(run: RunFolder, written: Collection[str], progress: Progress) ->
 
 
 def parity_file(folder: Path, name: str) -> Path:
-    """Return where the comparison of a file of the student is, given by its name without the ending."""
+    """Return the path of the comparison of a student's file, given by its name without the suffix."""
     return folder / f"{name.replace('student', 'parity')}.json"
 
 

@@ -1,4 +1,4 @@
-"""The report stage: one page and one text file of what the run came to."""
+"""The report stage: the results of the run as one HTML page and one text file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from qkd.run.folder import RunFolder
 METRICS = {"teacher": "teacher", "generator": "generator", "float twin": "student/float", "student": "student"}
 
 
-def run(run: RunFolder, progress: Progress) -> None:  # noqa: ARG001 - every stage takes both
+def run(run: RunFolder, progress: Progress) -> None:  # noqa: ARG001 - every stage takes both arguments
     """Write ``report.html`` and ``report.md`` from the files of the other stages.
 
     Raises:
@@ -52,7 +52,7 @@ def run(run: RunFolder, progress: Progress) -> None:  # noqa: ARG001 - every sta
 
 
 def gather(run: RunFolder) -> RunRecord:
-    """Return what the page shows beside the summary, from a run's files."""
+    """Return what the page shows in addition to the summary, from a run's files."""
     files = {role: run.path / folder / "metrics.jsonl" for role, folder in METRICS.items()}
     settings = read_json(run.path / "search" / "result.json")
     predictions = read_json(run.path / "export" / PREDICTIONS)
@@ -73,11 +73,11 @@ def gather(run: RunFolder) -> RunRecord:
 
 
 def read_search(run_path: Path, role: str) -> SearchRecord | None:
-    """Return what a role's search came to, from its files; None where it has left none.
+    """Return the outcome of a role's search, from its files; None if it left none.
 
     Args:
         run_path: The run folder.
-        role: Whose agent was searched.
+        role: The role whose agent was searched.
 
     Raises:
         ValueError: If a file is damaged.
@@ -108,16 +108,16 @@ def _search_cost(role: str, cost: Mapping[str, Any]) -> str:
 
 
 def draw_agent(agent: AgentConfig, epochs: int, schedule: Schedule | None) -> dict[str, list[float]]:
-    """Return how strongly an agent acts in each epoch: its schedule's operations, then what ends every policy.
+    """Return how strongly an agent acts in each epoch: its schedule's operations, then the fixed ones after them.
 
     Args:
         agent: The role's agent.
         epochs: Length of its training.
-        schedule: What it does before crop, flip and cut-out; None where it draws operations again for every image.
+        schedule: What it does before crop, flip and cut-out; None if it draws new operations for every image.
     """
     rows: dict[str, float] = {}
     if agent.policy == "trivial":
-        rows["1 drawn operation"] = 0.5  # any magnitude: half of the strength on average
+        rows["1 drawn operation"] = 0.5  # any magnitude, so half of the strength on average
     elif agent.policy == "randaugment":
         rows[f"{agent.operations} drawn operations"] = agent.magnitude / (BINS - 1)
     if agent.policy != "none":
@@ -132,7 +132,7 @@ def strengths(schedule: Schedule) -> dict[str, list[float]]:
     """Return how strongly each operation acts in each epoch: probability times magnitude, scaled to 0..1.
 
     Args:
-        schedule: Policies over epochs. An operation that a policy holds twice counts with the stronger of both.
+        schedule: Policies over epochs. If a policy holds an operation twice, the stronger one counts.
     """
     rows: dict[str, list[float]] = {}
     done = 0

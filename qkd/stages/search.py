@@ -1,4 +1,4 @@
-"""The search stage: the schedules of both agents, as files; the student's is searched here, if one is."""
+"""The search stage: the schedules of both agents, as files; the student's is searched here, if requested."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from qkd.run.folder import RunFolder
 from qkd.search.role_search import search_agent
 from qkd.training import cpu_threads
 
-NOTE = "the agents are those that the config names; no search was run"
+NOTE = "the agents are those named in the config; no search was run"
 ROLES: tuple[Role, ...] = ("teacher", "student")
 
 
 def run(run: RunFolder, progress: Progress) -> None:
-    """Search the agents whose policy is ``search``, and write what each agent does, epoch by epoch, to ``search/``.
+    """Search the agents whose policy is ``search``, and write what each agent does in each epoch to ``search/``.
 
-    The teacher's search comes before the teacher's training, which runs it where it is needed; the student's follows
-    here. A ``ROLE.schedule.yaml`` for each agent that has a schedule; ``result.json`` describes both. (A
-    TrivialAugment- or RandAugment-like agent draws operations again for every image, and has none.)
+    The teacher's search comes before the teacher's training, which runs it if it is needed; the student's runs here.
+    Each agent that has a schedule gets a ``ROLE.schedule.yaml``; ``result.json`` describes both. (An agent like
+    TrivialAugment or RandAugment draws new operations for every image, and has no schedule.)
 
     Raises:
-        UsageError: If the student's agent is searched, and there is no teacher yet.
+        UsageError: If the student's agent is to be searched and there is no teacher yet.
         qkd.search.SearchError: If a search's whole population diverges.
         ValueError: If an agent's policy or schedule file cannot be used, or a search's settings do not fit the data.
         OSError: If a file cannot be written.
@@ -53,13 +53,13 @@ def _require_teacher(run: RunFolder) -> None:
     if "student" in run.config.searched_roles and why:
         found = "the teacher's agent is found, but " if "teacher" in run.config.searched_roles else ""
         raise UsageError(
-            f"{found}the student's search distils from the teacher of {run.path}, which is missing ({why}); run "
+            f"{found}the student's search distills from the teacher of {run.path}, which is missing ({why}); run "
             f"`qkd teacher` with the same config first, or `qkd run` for all stages"
         )
 
 
 def _describe(run: RunFolder, role: Role, mean: Sequence[float], progress: Progress) -> dict[str, Any]:
-    """Write a role's schedule if a search has not; return what ``result.json`` says of the role."""
+    """Write a role's schedule if no search has; return what ``result.json`` says about the role."""
     config, settings = run.config, role_agent(run, role)
     train = config.student.train if role == "student" else config.teacher.train or config.student.train
     agent = build_agent(settings, epochs=train.epochs, mean=mean)

@@ -1,4 +1,4 @@
-"""The distill stage: a low-bit student from its start, through its phases, to settled weights."""
+"""The distill stage: a low-bit student from initialization, through its phases, to settled weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qkd.training.precision import choose_device
 
 
 def run(run: RunFolder, progress: Progress) -> None:
-    """Distil the student (resuming), score it once on the test images, and write ``student/``.
+    """Distill the student (resuming), score it once on the test images, and write ``student/``.
 
     Raises:
         ValueError: If the data, a net, a loss term or a tap cannot be used.

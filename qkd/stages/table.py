@@ -1,4 +1,4 @@
-"""The stages by name, in the order in which an experiment goes through them."""
+"""The stages by name, in the order in which an experiment runs them."""
 
 from __future__ import annotations
 

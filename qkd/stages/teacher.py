@@ -17,8 +17,8 @@ from qkd.training.precision import choose_device
 
 
 def run(run: RunFolder, progress: Progress) -> None:
-    """Search the teacher's agent where the config says so, train the teacher (both resuming), score it once
-    on the test images, and write ``teacher/``; or take all that from another run.
+    """Search the teacher's agent if the config says so, train the teacher (both resuming), score it once
+    on the test images, and write ``teacher/``; or take all of that from another run.
 
     Raises:
         ValueError: If the data, the net or the given weights cannot be used.

@@ -1,4 +1,4 @@
-"""A first config: what a folder of images holds, and the few lines that train on it."""
+"""A first config: what a folder of images contains, and the few lines that train on it."""
 
 from typing import TYPE_CHECKING
 

@@ -17,28 +17,28 @@ from qkd.data.sets.folder import is_hidden
 from qkd.data.sets.images import IMAGE_SUFFIXES, read_header
 from qkd.image_size import ImageSize, image_size_of, size_text
 
-LARGEST_NATIVE = 256  # pixels a side that are kept where all images have them; a net for more takes hours on a CPU
-LARGEST_CHOSEN = 224  # pixels a side that other images are brought to at most
+LARGEST_NATIVE = 256  # pixels per side that are kept if all images have them; a net for more takes hours on a CPU
+LARGEST_CHOSEN = 224  # pixels per side that other images are resized to at most
 STEP = 32  # sides are multiples of it: five halvings leave whole pixels
-_NAMED = 8  # classes that are named one by one
+_NAMED = 8  # classes that are listed by name
 ARCHIVES = ("train.npz", "test.npz")
 
 
 @dataclass(frozen=True)
 class Look:
-    """What a folder holds.
+    """What a folder contains.
 
     Args:
-        kind: ``folder`` or ``npz``: the data set's name in a config.
-        images: Of all parts.
-        classes: Class -> images.
+        kind: The data set's name in a config: ``folder`` or ``npz``.
+        images: Number of images in all parts.
+        classes: Class -> number of images.
         channels: 1 (gray) or 3.
         smallest: Size of the smallest image, by area.
         largest: Size of the largest one.
-        image_size: What to bring images to; None where all have one size that a net can take.
-        train: Images to learn from.
-        held_out: What is kept from training, in one line.
-        notes: What else a person should know, a line each.
+        image_size: What to resize images to; None if all have one size that a net can take.
+        train: Number of training images.
+        held_out: What is held out from training, in one line.
+        notes: What else the user should know, one line each.
     """
 
     kind: str
@@ -62,13 +62,13 @@ class Look:
 
     @property
     def words(self) -> str:
-        """What was seen, in one line."""
+        """What was found, in one line."""
         sizes = dict.fromkeys((size_text(self.smallest), size_text(self.largest)))
         color = "gray" if self.channels == 1 else "color"
         return f"{self.images:,} images of {len(self.classes):,} classes, {color}, {' to '.join(sizes)} pixels"
 
     def to_text(self) -> str:
-        """Return what was seen, a line each."""
+        """Return what was found, as several lines."""
         counts = [f"{name} {count:,}" for name, count in list(self.classes.items())[:_NAMED]]
         more = len(self.classes) - len(counts)
         names = ", ".join(counts) + (f", and {more:,} more" if more else "")
@@ -76,33 +76,33 @@ class Look:
 
 
 def look_at(folder: Path) -> Look:
-    """Return what a folder of images, or of ``train.npz`` and ``test.npz``, holds.
+    """Return what a folder of images, or of ``train.npz`` and ``test.npz``, contains.
 
     Args:
         folder: Class folders, alone or in ``train``, ``test`` and ``val``; or the archives.
 
     Returns:
-        What was seen.
+        What was found.
 
     Raises:
-        ValueError: If there are no images, none in class folders, one class only, or one that cannot be read (a
-            ``DataError`` then).
+        ValueError: If there are no images, none in class folders, only one class, or an image that cannot be read (then
+            a ``DataError``).
         OSError: If the folder cannot be read.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; needs class folders of images, or train.npz and test.npz")
+        raise DataError(f"{folder}: no such folder; it needs class folders of images, or train.npz and test.npz")
     if all((folder / name).is_file() for name in ARCHIVES):
         return _look_at_archives(folder)
     _refuse_loose(folder)
     parts = list_folder(folder)
     if len(parts.classes) < 2:
-        raise DataError(f"{folder}: has one class only ({parts.classes[0]}); a classifier needs two folders of images")
+        raise DataError(f"{folder} has only one class ({parts.classes[0]}); a classifier needs two or more folders")
     headers = [read_header(path) for part in (parts.train, parts.test) for path in _files(part)]
     sizes = Counter((header.height, header.width) for header in headers)
     by_area = sorted(sizes, key=lambda size: (size[0] * size[1], size))
     labels = torch.cat([parts.train.labels, parts.test.labels])
     counts = torch.bincount(labels, minlength=len(parts.classes)).tolist()
-    half = (0.5, 0.5, 0.5)  # any: so that no image is decoded for its mean
+    half = (0.5, 0.5, 0.5)  # any value will do: with one, no image is decoded for its mean
     config = DataConfig(name="folder", path=folder, image_size=8, mean=half, std=half, channels=3)
     splits = load_splits(config, seed=0)
     return Look(
@@ -124,12 +124,12 @@ def _look_at_archives(folder: Path) -> Look:
 
 
 def _refuse_loose(folder: Path) -> None:
-    """Refuse images that are in no class folder: their class would be anybody's guess."""
+    """Raise if images are outside class folders: their class would be anybody's guess."""
     children = [child for child in sorted(folder.iterdir()) if not is_hidden(child.name)]
     loose = [child.name for child in children if child.suffix.lower() in IMAGE_SUFFIXES]
     if not any(child.is_dir() for child in children):
         found = f"{len(loose):,} images, but no class folders" if loose else "no class folders"
-        raise DataError(f"{folder}: has {found}; put the images of each class into a folder with its name")
+        raise DataError(f"{folder} has {found}; put the images of each class into a folder named after it")
 
 
 def _files(part: Any) -> tuple[Path, ...]:

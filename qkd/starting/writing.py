@@ -1,4 +1,4 @@
-"""The few lines of a first config, with comments, for what a folder holds."""
+"""The few lines of a first config, with comments, for the contents of a folder."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from qkd.nets.own.copies import resolved_nets
 from qkd.nets.own.spelling import parse_net
 from qkd.starting.looking import Look
 
-SMALL = 64  # pixels a side up to which a net made for small images is proposed
-STEPS_AN_EPOCH = 10  # at least: with fewer, thirty epochs teach a net little
+SMALL = 64  # pixels per side up to which a net for small images is proposed
+STEPS_AN_EPOCH = 10  # minimum: with fewer, a net learns little in thirty epochs
 LARGEST_BATCH, SMALLEST_BATCH = 128, 8
 TUNING_EPOCHS = 10
 _CODE = re.compile(r"w([2-8])a([2-8])")
@@ -30,13 +30,13 @@ _CODE = re.compile(r"w([2-8])a([2-8])")
 
 @dataclass(frozen=True)
 class FirstConfig:
-    """A config that was written.
+    """A config file that was written.
 
     Args:
-        file: Where it is.
-        text: What it says.
-        look: The folder that it is for; None without a folder.
-        note: What was found out about given weights; empty without.
+        file: Its path.
+        text: Its contents.
+        look: What the folder contains; None without a folder.
+        note: What was found out about the given weights; empty without weights.
     """
 
     file: Path
@@ -50,7 +50,7 @@ class FirstConfig:
         return {"file": str(self.file), "config": self.text, "data": seen, "note": self.note}
 
     def to_text(self) -> str:
-        """Return what was seen and written, and what to do next."""
+        """Return what was found and written, and what to do next."""
         seen = [] if self.look is None else [self.look.to_text()]
         note = [f"weights: {self.note}"] if self.note else []
         file = self.file.as_posix()
@@ -65,17 +65,17 @@ def first_config(
     """Write a config for a folder of images.
 
     Args:
-        look: What the folder holds; None without a folder: the digits that come with the toolkit are used.
-        folder: As the config is to name it.
+        look: What the folder contains. None without a folder: the digits that come with the toolkit are used.
+        folder: Its path, as the config should give it.
         file: Where to write.
-        net: As on the command line: a file of a net is looked for from the current folder; absent: one that fits the
-            size of the images.
-        weights: Of the teacher: a file, or ``imagenet``.
-        bits: ``w4a4`` and the like: bits of weights and activations.
-        name: Of the run; absent: the file's.
+        net: As on the command line: the path of a net's file is relative to the current folder. If omitted, one that
+            fits the size of the images.
+        weights: The teacher's weights: a file, or ``imagenet``.
+        bits: Bits of weights and activations, such as ``w4a4``.
+        name: Of the run; defaults to that of the file.
 
     Returns:
-        What was written, and what is to be said of it.
+        What was written, and what to tell the user about it.
 
     Raises:
         ValueError: If bits, net or weights cannot be used.
@@ -110,7 +110,7 @@ student:                         # same net as the teacher, starts from its weig
 
 def _head(look: Look | None, folder: Path | None) -> str:
     if look is None:
-        return "# Written by `qkd init`: handwritten digits stand in for your images (qkd init FOLDER)."
+        return "# Written by `qkd init`: uses handwritten digits in place of your images (qkd init FOLDER)."
     lines = [f"# Written by `qkd init {folder}`: {look.words};", f"# {look.held_out}."]
     return "\n".join(lines)
 
@@ -155,7 +155,7 @@ def _require_net(net: str) -> None:
 
 
 def _from_config(net: str, file: Path) -> str:
-    """Return a net as the config names it: its file relative to the config's folder."""
+    """Return a net as the config names it: the path of its file relative to the config's folder."""
     source = file_of(net) if is_place(net) else None
     if source is None:
         return net
@@ -164,7 +164,7 @@ def _from_config(net: str, file: Path) -> str:
 
 
 def _start(net: str, look: Look | None, weights: Path | None) -> tuple[dict[str, Any], str]:
-    """Return the teacher's keys beside its net, and what was found out about its weights."""
+    """Return the teacher's keys other than its net, and what was found out about its weights."""
     if weights is None:
         _built(net, look)
         return {"train": {"epochs": 30, "lr": 0.1}}, ""
@@ -175,7 +175,7 @@ def _start(net: str, look: Look | None, weights: Path | None) -> tuple[dict[str,
         try:
             said = load_weights(made, file, head="new")
         except WeightsError:
-            raise error from None  # what is wrong without a new head, too
+            raise error from None  # the weights do not fit with a new head either
         train = {"epochs": TUNING_EPOCHS, "lr": TUNING_LR}
         return {"weights": str(weights), "head": "new", "train": train}, said
     return {"weights": str(weights)}, f"they fit{', ' + said if said else ''}; the teacher is not trained again"

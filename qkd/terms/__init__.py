@@ -1,4 +1,4 @@
-"""The table of losses, their weighted sum as a config describes it, and what a step needs: taps, modules, gradients."""
+"""The table of losses, their weighted sum as described by a config, and what a step needs: taps, modules, gradients."""
 
 from typing import TYPE_CHECKING
 

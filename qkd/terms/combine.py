@@ -23,20 +23,20 @@ def clipped_backward(
 
     .. math:: g = g_{task} + \mathrm{clip}(g_{distill},\ \|g_{task}\|_2 \, \sigma(\text{epoch}))
 
-    where clip shortens a gradient to a norm and :math:`\sigma` is the logistic function: 0.5, 0.731, 0.881, 0.953, ...
-    for epochs 0, 1, 2, 3. So distillation gives the direction, and its weight matters no longer once it is clipped.
-    Weight decay is the optimizer's and is added there.
+    where clip reduces a gradient to a norm and :math:`\sigma` is the logistic function: 0.5, 0.731, 0.881, 0.953 ...
+    for epochs 0, 1, 2, 3. So distillation gives the direction, and its weight no longer matters once it is clipped.
+    The optimizer adds weight decay.
 
     Args:
         task_loss: Shape ``[]``; its graph may be shared with the other's.
         distill_loss: Shape ``[]``.
-        scale: Multiplies a loss (reduced precision needs it); both gradients are scaled alike, and so is the limit.
-        parameters: Those of the student, without gradients. Other parameters that the losses reach (adapters, say)
+        scale: Multiplies a loss (needed for reduced precision); scales both gradients and the limit equally.
+        parameters: The student's parameters, without gradients. Other parameters that the losses reach (e.g. adapters)
             get the plain sum of both gradients.
         epoch: Counted from the first epoch of distillation, from 0.
 
     Raises:
-        ValueError: If ``epoch`` is negative, or a parameter has a gradient already.
+        ValueError: If ``epoch`` is negative, or a parameter already has a gradient.
 
     References:
         Lee, Kim, Song 2018 (KD-SVD), as released and as in role-kd.
@@ -48,10 +48,10 @@ def clipped_backward(
         raise ValueError(f"epoch must not be negative, got {epoch=}")
     own = [parameter for parameter in parameters if parameter.requires_grad]
     if any(parameter.grad is not None for parameter in own):
-        raise ValueError("parameters have gradients already; call zero_grad before clipped_backward")
+        raise ValueError("some parameters already have gradients; call zero_grad before clipped_backward")
     scale(distill_loss).backward(retain_graph=True)  # type: ignore[no-untyped-call]
     wanted = [parameter.grad for parameter in own]
-    current().average([gradient for gradient in wanted if gradient is not None])  # norms are those of whole batches
+    current().average([gradient for gradient in wanted if gradient is not None])  # the norms are those of whole batches
     for parameter in own:
         parameter.grad = None
     scale(task_loss).backward()  # type: ignore[no-untyped-call]
@@ -63,10 +63,10 @@ def clipped_backward(
 
 
 def clip_to_norm(gradient: Tensor, limit: Tensor) -> Tensor:
-    """Return a gradient shortened to an L2 norm of ``limit``, or unchanged where it is not longer.
+    """Return a gradient scaled down to an L2 norm of ``limit``, or unchanged if its norm is not larger.
 
     Args:
-        gradient: Any shape, floating. Entries that are not finite stay so (for whoever looks for them).
+        gradient: Any shape, floating. Non-finite entries are kept, so that they can be detected.
         limit: Shape ``[]``, not negative.
     """
     norm = gradient.norm()

@@ -1,4 +1,4 @@
-"""The attention of MHGD: how the images of a batch relate, seen by several heads, and the estimator that trains it."""
+"""MHGD's attention, by which several heads relate the images of a batch, and the estimator that trains it."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch.nn import functional
 from qkd.losses.choices import HEADS
 from qkd.terms.width_adapters import WidthAdapters
 
-HEAD_DROPOUT = 0.5  # ours: the published share is not known
+HEAD_DROPOUT = 0.5  # our choice: the published share is unknown
 
 
 class PairAttention(nn.Module):
     r"""Relate the images of a batch by two neighboring features: :math:`\tanh(S_h R_h^T)` for each head h.
 
-    S and R are a linear map with batch norm of the later and of the earlier feature's vectors.
+    S and R are linear maps with batch norm of the later and the earlier feature's vectors.
 
     Args:
         width: Channels of the later feature.
-        width_before: Channels of the earlier one.
+        width_before: Channels of the earlier feature.
         heads: Number of heads; each has ``(width + width_before) // 2`` outputs.
     """
 
@@ -33,13 +33,13 @@ class PairAttention(nn.Module):
         self.sender_norm, self.receiver_norm = nn.BatchNorm1d(inner), nn.BatchNorm1d(inner)
 
     def forward(self, vectors: Tensor, before: Tensor, *, learns: bool) -> Tensor:
-        """Return the graph, ``[heads, batch, batch]``, in (-1, 1); a row for each image as a sender.
+        """Return the graph, ``[heads, batch, batch]``, in (-1, 1), with one row per image as a sender.
 
         Args:
-            vectors: Of the later feature, ``[batch, width]``.
-            before: Of the earlier one, ``[batch, width_before]``.
-            learns: True: batch norm on the batch's statistics, gradients reach the weights. False: running statistics,
-                the weights are constants; gradients reach the vectors only.
+            vectors: Vectors of the later feature, ``[batch, width]``.
+            before: Vectors of the earlier feature, ``[batch, width_before]``.
+            learns: If True, batch norm uses the batch's statistics and gradients reach the weights. If False, it uses
+                running statistics, the weights are constants, and gradients reach only the vectors.
         """
         senders = _by_heads(_project(vectors, self.sender, self.sender_norm, learns=learns), self.heads)
         receivers = _by_heads(_project(before, self.receiver, self.receiver_norm, learns=learns), self.heads)
@@ -47,18 +47,18 @@ class PairAttention(nn.Module):
 
 
 class PairEstimator(nn.Module):
-    """Predict the later feature's vectors from the earlier one's, passed on along a graph.
+    """Predict the later feature's vectors from the earlier feature's, passed along a graph.
 
-    Each head hands every image the graph-weighted mean of what it reads from all images' earlier vectors; a linear map
-    with batch norm and ReLU, and one more linear map, make the prediction of it. Heads are dropped at random, each
-    for each image by itself, so that every head learns something. The published description says no more than
-    "estimator with head dropout"; the form is ours.
+    Each head gives every image the graph-weighted mean of what it reads from all images' earlier vectors. A linear map
+    with batch norm and ReLU and another linear map predict from it. Heads are dropped at random, independently for each
+    image, so that every head learns something. The published description only says "estimator with head dropout"; the
+    form is our own.
 
     Args:
         width: Channels of the later feature.
-        width_before: Channels of the earlier one.
-        heads: Those of the graph.
-        dropout: Share of heads that is dropped in training.
+        width_before: Channels of the earlier feature.
+        heads: Number of heads of the graph.
+        dropout: Share of heads dropped in training.
     """
 
     def __init__(self, width: int, width_before: int, *, heads: int, dropout: float = HEAD_DROPOUT) -> None:
@@ -73,7 +73,7 @@ class PairEstimator(nn.Module):
         self.norm = nn.BatchNorm1d(width)
 
     def forward(self, graph: Tensor, before: Tensor) -> Tensor:
-        """Return predictions ``[batch, width]``, of any length.
+        """Return predictions ``[batch, width]``, with any norm.
 
         Args:
             graph: Shape ``[heads, batch, batch]``.
@@ -86,22 +86,22 @@ class PairEstimator(nn.Module):
 
 
 class MultiHeadGraph(nn.Module):
-    """What MHGD trains and keeps beside the student: attention and estimator of each pair of neighboring taps.
+    """What MHGD trains along with the student: attention and estimator for each pair of neighboring taps.
 
     Args:
-        student_widths: Channels of the student's tapped features, in the order of the net, at least two.
-        teacher_widths: Channels of the teacher's; attention works on these. Where widths differ, a learned map
+        student_widths: Channels of the student's tapped features, in network order, at least two.
+        teacher_widths: Channels of the teacher's, which the attention works on. If widths differ, a learned map
             (:class:`~qkd.terms.width_adapters.WidthAdapters`) comes first.
         heads: Number of heads.
 
     Raises:
-        ValueError: If there are fewer than two widths, not as many of one as of the other, or no head.
+        ValueError: If there are fewer than two widths, the numbers of widths differ, or ``heads`` is less than 1.
     """
 
     def __init__(self, student_widths: Sequence[int], teacher_widths: Sequence[int], *, heads: int = HEADS) -> None:
         super().__init__()
         if len(teacher_widths) < 2:
-            raise ValueError(f"a graph relates neighboring features: need at least 2, got {len(teacher_widths)}")
+            raise ValueError(f"a graph relates neighboring features, so it needs at least 2, got {len(teacher_widths)}")
         if heads < 1:
             raise ValueError(f"heads must be at least 1, got {heads=}")
         self.adapters = WidthAdapters(student_widths, teacher_widths)
@@ -111,7 +111,7 @@ class MultiHeadGraph(nn.Module):
 
     @property
     def is_trained(self) -> bool:
-        """Whether the attention has learned from a batch at all."""
+        """Whether the attention has learned from at least one batch."""
         return bool(self.get_buffer("attention.0.sender_norm.num_batches_tracked"))
 
     def graphs(self, vectors: Sequence[Tensor], *, learns: bool) -> list[Tensor]:
@@ -123,7 +123,7 @@ class MultiHeadGraph(nn.Module):
             ]
 
     def predictions(self, graphs: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
-        """Return what each estimator makes of a graph and the earlier vectors, ``[batch, width]``."""
+        """Return each estimator's prediction from a graph and the earlier vectors, ``[batch, width]``."""
         with torch.autocast(vectors[0].device.type, enabled=False):
             return [
                 estimator(graph, before)
@@ -142,7 +142,7 @@ def _project(rows: Tensor, linear: nn.Linear, norm: nn.BatchNorm1d, *, learns: b
 
 
 def _normalized(rows: Tensor, norm: nn.BatchNorm1d, *, learns: bool) -> Tensor:
-    """Apply batch norm in the form asked for, whatever mode the module is in."""
+    """Apply batch norm in the requested form, whatever the module's mode."""
     weight, bias = (norm.weight, norm.bias) if learns else (norm.weight.detach(), norm.bias.detach())
     if learns and norm.num_batches_tracked is not None:
         norm.num_batches_tracked += 1

@@ -1,7 +1,6 @@
-"""The table of losses: what a config may name, what each reads, and where it is published.
+"""The table of losses: the names for a config, what each loss reads, and where it is published.
 
-Rows name their functions, so that a config is checked without PyTorch: what is behind a name is imported when it is
-called.
+Rows name their functions, so a config can be checked without PyTorch: a function is imported when it is called.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ class Option:
     """A keyword argument of a loss that a config may set.
 
     Args:
-        kind: ``float`` (whole numbers are taken, too), ``int``, ``str`` or ``bool``.
-        claim: What a value must be, as it reads after "must be".
+        kind: ``float`` (also accepts whole numbers), ``int``, ``str`` or ``bool``.
+        claim: What a value must be, worded to follow "must be".
         accepts: Whether a value of the right kind is allowed.
-        default: Value where the config says nothing; None leaves it to the function.
+        default: Value if the config sets none; None leaves it to the function.
     """
 
     kind: type
@@ -38,11 +37,11 @@ class Option:
 
 @dataclass(frozen=True)
 class FeatureShapes:
-    """Shapes of one image's features, without the batch, in the order of the taps that a module is made for.
+    """Feature shapes of one image, without the batch, in the order of the taps that a module is built for.
 
     Args:
-        student: Of the student's taps, e.g. ``((16, 8, 8),)``.
-        teacher: Of the teacher's.
+        student: Shapes at the student's taps, e.g. ``((16, 8, 8),)``.
+        teacher: Shapes at the teacher's taps.
     """
 
     student: tuple[tuple[int, ...], ...]
@@ -51,14 +50,14 @@ class FeatureShapes:
 
 @dataclass(frozen=True)
 class ModuleKind:
-    """A small net that a loss is computed with, trained beside the student and thrown away.
+    """A small net that a loss is computed with, trained along with the student and then discarded.
 
-    Terms of one kind share one module where their taps and the named options are the same, in whatever phase they are.
+    Terms of the same kind share a module if their taps and the named options are the same, across all phases.
 
     Args:
-        name: Of the kind, e.g. ``adapter``.
-        build: Makes it from the shapes of its taps and the term's options; None where these taps need none.
-        options: Names of the options that its shape depends on; the loss itself does not get them.
+        name: Name of the kind, e.g. ``adapter``.
+        build: Builds it from its taps' shapes and the term's options; gives None if these taps do not need one.
+        options: Names of the options that its shape depends on; they are not passed to the loss.
     """
 
     name: str
@@ -71,21 +70,21 @@ class LossEntry:
     """A row of :data:`LOSSES`.
 
     Args:
-        name: Of the loss's function in :mod:`qkd.losses`.
-        inputs: What the tensors are, in order: fields of :class:`Outputs`; ``student_feature`` and ``teacher_feature``
-            for a loss that is called once for each pair of taps (and summed over them); or ``student_stages`` and
-            ``teacher_stages`` for one that is called once with the lists of all its taps, in order.
+        name: Name of the loss's function in :mod:`qkd.losses`.
+        inputs: Its tensors, in order: fields of :class:`Outputs`; ``student_feature`` and ``teacher_feature`` for a
+            loss that is called once per pair of taps (and summed over them); or ``student_stages`` and
+            ``teacher_stages`` for a loss that is called once with the lists of all its taps, in order.
         summary: One line for `qkd ls losses`.
         source: Where it is published.
-        options: Name -> what the config may say.
-        module: What it needs beside tensors; the function gets it as the keyword ``module``, None where it needs none.
-        least_taps: Pairs of taps it needs at least, where it reads features.
-        taught_by: Loss that trains its module, in the same or an earlier phase, with the same taps; empty: it does so
-            itself, or has none.
-        teaches: Whether a gradient into the teacher can be asked for (MetaDistil); singular vectors of the teacher stay
-            constants, and the gradient of a distance of logits does not change with the teacher.
-        compares_images: Whether it reads an image beside the others of its batch, so that the mean over two halves of a
-            batch is not its value on the whole: several devices then compute it on whole batches.
+        options: Name -> what the config can set.
+        module: The module it needs, if any, which the function gets as the keyword ``module``.
+        least_taps: Minimum number of pairs of taps, if it reads features.
+        taught_by: The loss that trains its module, in the same or an earlier phase, with the same taps; empty if it
+            trains the module itself or has none.
+        teaches: Whether it can give the teacher a gradient (MetaDistil); singular vectors of the teacher remain
+            constants, and the gradient of a distance between logits does not depend on the teacher.
+        compares_images: Whether it compares the images of a batch, so that the mean over two halves of a batch is not
+            its value on the whole batch; several devices then compute it on whole batches.
     """
 
     name: str
@@ -109,7 +108,7 @@ class LossEntry:
 
     @property
     def is_pairwise(self) -> bool:
-        """Whether it is called once for each pair of taps."""
+        """Whether it is called once per pair of taps."""
         return "student_feature" in self.inputs or "teacher_feature" in self.inputs
 
     @property
@@ -119,7 +118,7 @@ class LossEntry:
 
     @property
     def needs_student(self) -> bool:
-        """Whether anything of the student is read (a loss without trains its module on the teacher alone)."""
+        """Whether it reads anything from the student (if not, it trains its module on the teacher alone)."""
         return any(name.startswith("student_") for name in self.inputs)
 
     @property
@@ -129,7 +128,7 @@ class LossEntry:
 
     @property
     def is_distillation(self) -> bool:
-        """Whether it tells what the teacher knows: from a forward pass, or from its weights."""
+        """Whether it uses the teacher's knowledge: from a forward pass, or from its weights."""
         return self.needs_teacher or "class_weights" in self.inputs
 
 
@@ -146,7 +145,7 @@ def _one_of(choices: Sequence[str]) -> Option:
 
 
 _TEMPERATURE = Option(float, "positive", _is_positive, default=4.0)
-_SCALE = Option(float, "not negative (absent: temperature squared)", _is_not_negative)
+_SCALE = Option(float, "not negative (default: temperature squared)", _is_not_negative)
 _WEIGHT = Option(float, "not negative", _is_not_negative)
 _FEATURES = ("student_feature", "teacher_feature")
 _STAGES = ("student_stages", "teacher_stages")
@@ -211,7 +210,7 @@ LOSSES: dict[str, LossEntry] = {
     "teacher_confidence": LossEntry(
         "teacher_confidence_loss",
         ("student_logits", "teacher_logits", "labels"),
-        "KD-pt: only how sure the teacher is of each image",
+        "KD-pt: only the teacher's confidence in each image",
         "Tang et al. 2020, instance level (our reading of the form)",
         {"temperature": _TEMPERATURE, "scale": _SCALE},
     ),
@@ -249,7 +248,7 @@ LOSSES: dict[str, LossEntry] = {
     "attention_transfer": LossEntry(
         "attention_transfer_loss",
         _FEATURES,
-        "where in the image features are large, at pairs of taps",
+        "where in the image the features are large, at pairs of taps",
         "Zagoruyko and Komodakis 2017, section 3.1",
         {"power": Option(float, "at least 1", lambda value: math.isfinite(value) and value >= 1)},
     ),

@@ -1,4 +1,4 @@
-"""The table of losses that belong to a method (of generators, images, a teacher): no term of a student names them."""
+"""The table of losses that belong to a method (of generators, images, a teacher) and are not terms of a student."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class MethodLoss:
     """A row of :data:`METHOD_LOSSES`.
 
     Args:
-        name: Of its function in :mod:`qkd.losses`.
+        name: Name of its function in :mod:`qkd.losses`.
         summary: One line for `qkd ls losses`.
         source: Where it is published.
     """
@@ -91,7 +91,7 @@ METHOD_LOSSES: dict[str, MethodLoss] = {
         "mode_seeking_loss", "generator: different latents give different images", "Mao et al. 2019, MSGAN"
     ),
     "mskd": MethodLoss("mskd_generator_loss", "generator: DAFL's loss with mode seeking", "MSKD (our reading)"),
-    "one_hot": MethodLoss("one_hot_loss", "generator: the teacher is sure of each image", _DAFL),
+    "one_hot": MethodLoss("one_hot_loss", "generator: the teacher is confident about each image", _DAFL),
     "proximal": MethodLoss(
         "proximal_loss", "client: weights stay near those that the server sent", "Li et al. 2020, FedProx"
     ),

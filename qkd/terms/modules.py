@@ -1,4 +1,4 @@
-"""The small nets that loss terms are computed with (adapters, attention): built once, shared by phases."""
+"""The small nets that loss terms are computed with (adapters, attention): built once and shared by all phases."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class ModuleBank:
 
     Args:
         student: Tap of the student (float module path) -> shape of its feature without the batch.
-        teacher: The same of the teacher.
-        seed: Of their initialization; each has its own random stream.
-        device: Where they are wanted.
+        teacher: The same for the teacher.
+        seed: Seed of their initialization; each has its own random stream.
+        device: Where to put them.
     """
 
     def __init__(
@@ -41,12 +41,12 @@ class ModuleBank:
         self._made: dict[str, nn.Module | None] = {}
 
     def take(self, kind: ModuleKind, pairs: Pairs, options: Mapping[str, Any]) -> nn.Module | None:
-        """Return the module of a kind for pairs of taps; None where they need none.
+        """Return the module of a kind for pairs of taps; None if they do not need one.
 
         Args:
             kind: What to build.
             pairs: ``(student tap, teacher tap)``, in order.
-            options: Of the term.
+            options: The term's options.
 
         Raises:
             ValueError: If it cannot be built for these shapes.
@@ -73,17 +73,17 @@ def build_bank(
     *,
     seed: int = 0,
 ) -> ModuleBank:
-    """Return the bank for the taps that terms name, after a forward pass of both nets that learns their shapes.
+    """Return the bank for the taps that terms name, after a forward pass of both nets to find their shapes.
 
     Args:
         student: The student's *float* net (the low-bit one has the same shapes at its taps).
         teacher: The teacher.
-        terms: Of all phases.
-        images: A few normalized ones, shape ``[batch, channels, height, width]``, on the nets' device.
-        seed: Of the modules' initialization.
+        terms: The terms of all phases.
+        images: A few normalized images, shape ``[batch, channels, height, width]``, on the nets' device.
+        seed: Seed of the modules' initialization.
 
     Raises:
-        ValueError: If a tap names no module.
+        ValueError: If a tap does not name a module.
     """
     asking = [term for term in terms if term.loss in LOSSES and LOSSES[term.loss].module is not None]
     pairs = [pair for term in asking for pair in term.taps]
@@ -101,13 +101,13 @@ def feature_shapes(
     """Return path -> shape of a module's output without the batch, from one forward pass in eval mode.
 
     Args:
-        model: A net; its modes are restored.
+        model: A net; its train and eval modes are restored.
         paths: Module paths.
         images: Normalized, shape ``[batch, channels, height, width]``.
         role: ``teacher`` or ``student``, for errors.
 
     Raises:
-        ValueError: If a path names no module.
+        ValueError: If a path does not name a module.
     """
     if not paths:
         return {}

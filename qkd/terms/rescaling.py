@@ -1,6 +1,6 @@
-r"""Follow by how much a loss's soft targets re-scale each image's gradient: :math:`w_t` of Tang et al. 2020.
+r"""Track how much a loss's soft targets rescale each image's gradient: :math:`w_t` of Tang et al. 2020.
 
-The gradient of an image is meant as the sum, over the wrong classes, of the gradients by the student's logits:
+The gradient of an image is here the sum, over the wrong classes, of the gradients with respect to the student's logits:
 :math:`1 - q_t` for the cross-entropy with the labels, with :math:`q_t` the student's probability of the true class.
 """
 
@@ -19,9 +19,9 @@ from qkd.losses.checks import check_labels, check_logits
 from qkd.losses.stable import log_others
 from qkd.terms.weighting import Outputs
 
-# An image counts toward the mean of w_t while the student gives its wrong classes this much. Where they get less, the
-# label's gradient is almost gone, and the ratio tells how close to nothing it is: on digits, whose images are learned
-# within a few epochs, most values were beyond +-10.
+# An image counts toward the mean of w_t while its wrong classes have at least this probability. Below that, the label's
+# gradient is almost zero, and the ratio only reflects how small it is: on digits, whose images are learned within a few
+# epochs, most values were beyond +-10.
 LEAST_DOUBT = 0.05
 DEFAULT_TEMPERATURE = 4.0
 # Losses whose gradient by the logits, summed over the wrong classes, is that of soft targets of the true class.
@@ -35,8 +35,8 @@ class SoftTerm:
     Args:
         weight: Factor in the sum, positive.
         temperature: Positive.
-        scale: :math:`c`; None: the temperature squared.
-        is_mean: Whether it is divided by the number of classes, too.
+        scale: :math:`c`; None for the temperature squared.
+        is_mean: Whether it is also divided by the number of classes.
     """
 
     weight: float
@@ -47,11 +47,11 @@ class SoftTerm:
 
 @dataclass(frozen=True)
 class SoftTargets:
-    """What of a loss re-scales gradients.
+    """The parts of a loss that rescale gradients.
 
     Args:
-        hard_weight: Of the cross-entropy with the labels, not negative.
-        terms: At least one.
+        hard_weight: Weight of the cross-entropy with the labels, not negative.
+        terms: The soft terms, at least one.
     """
 
     hard_weight: float
@@ -69,13 +69,13 @@ class SoftTargets:
 
 
 def soft_targets(terms: Sequence[TermConfig], *, epoch: int = 0) -> SoftTargets | None:
-    """Return what a loss's terms do to gradients at the logits; None where none of them has soft targets.
+    """Return how a loss's terms rescale gradients at the logits; None if none of them has soft targets.
 
-    Terms on features are left out, and so is label smoothing of the cross-entropy.
+    Terms on features are ignored, and so is label smoothing of the cross-entropy.
 
     Args:
-        terms: As the config has them.
-        epoch: Of their phase, from 0, for weights that decay.
+        terms: The terms in the config.
+        epoch: Epoch of their phase, from 0, for weights that decay.
     """
     soft = tuple(_soft_term(term, epoch) for term in terms if term.loss in RESCALING_LOSSES and term.weight > 0)
     hard = sum(term.weight * term.decay**epoch for term in terms if term.loss == "cross_entropy")
@@ -85,12 +85,12 @@ def soft_targets(terms: Sequence[TermConfig], *, epoch: int = 0) -> SoftTargets 
 def image_gradients(
     student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, targets: SoftTargets
 ) -> tuple[Tensor, Tensor]:
-    r"""Return each image's gradient from the plain cross-entropy and from a loss, shape ``[batch]`` each.
+    r"""Return each image's gradients from the plain cross-entropy and from a loss, shape ``[batch]`` each.
 
     .. math:: g = 1 - q_t, \qquad
               g_L = \frac{a g + \sum_j b_j \frac{c_j}{\tau_j} (\tilde p_t - \tilde q_t)_{\tau_j}}{a + \sum_j b_j}
 
-    with :math:`a` the weight of the cross-entropy and :math:`b_j` those of the soft targets. Their ratio is
+    with :math:`a` the weight of the cross-entropy and :math:`b_j` the weights of the soft targets. Their ratio is
     :math:`w_t = g_L / g`; with one term it is :func:`~qkd.losses.gradient_rescaling`.
 
     Args:
@@ -100,7 +100,7 @@ def image_gradients(
         targets: The loss.
 
     Returns:
-        :math:`g` and :math:`g_L`, without graph.
+        :math:`g` and :math:`g_L`, without a graph.
 
     Raises:
         ValueError: If shapes do not fit, or there are fewer than two classes.
@@ -120,23 +120,23 @@ def image_gradients(
 
 
 def rescaling_facts(hard: Tensor, loss: Tensor) -> dict[str, Tensor]:
-    """Return means over images, from which :func:`summarize` tells :math:`w_t`; those of steps may be averaged.
+    """Return means over images, from which :func:`summarize` gets :math:`w_t`; they can be averaged over steps.
 
     Args:
-        hard: Gradients of the cross-entropy, of :func:`image_gradients`, shape ``[images]``, at least one.
-        loss: Of the loss, same shape.
+        hard: Gradients of the cross-entropy from :func:`image_gradients`, shape ``[images]``, at least one.
+        loss: Gradients of the loss, same shape.
 
     Returns:
         ``hard_gradient`` and ``loss_gradient``: their means. ``w_counted``: share of the images whose ``hard`` is at
-        least 0.05. ``w_sum`` and ``w_square``: means over *all* images of :math:`w_t` and its square, where an image
-        that does not count adds nothing. Shape ``[]`` each.
+        least 0.05. ``w_sum`` and ``w_square``: means over *all* images of :math:`w_t` and its square, where images
+        that do not count add 0. Shape ``[]`` each.
 
     Raises:
-        ValueError: If there is no image, or the shapes differ.
+        ValueError: If there are no images, or the shapes differ.
     """
     if hard.dim() != 1 or len(hard) == 0 or hard.shape != loss.shape:
         raise ValueError(
-            f"needs gradients of at least one image, [images], got {tuple(hard.shape)} and {tuple(loss.shape)}"
+            f"gradients must be [images], of at least one image, got {tuple(hard.shape)} and {tuple(loss.shape)}"
         )
     counts = hard >= LEAST_DOUBT
     w = torch.where(counts, loss / hard.clamp_min(LEAST_DOUBT), 0.0)
@@ -150,14 +150,14 @@ def rescaling_facts(hard: Tensor, loss: Tensor) -> dict[str, Tensor]:
 
 
 def summarize(facts: Mapping[str, float]) -> dict[str, float | None]:
-    """Return what :func:`rescaling_facts` say, averaged over steps or not.
+    """Return a summary of :func:`rescaling_facts`, averaged over steps or not.
 
     Args:
         facts: Means over images.
 
     Returns:
         ``w_mean`` and ``w_std`` of the images that count; ``w_share``, their share; ``w_total``, the sum of the loss's
-        gradients over that of the cross-entropy's, of all images. None where there is nothing to divide by.
+        gradients divided by that of the cross-entropy, over all images. None if the divisor is 0.
     """
     share, hard = facts["w_counted"], facts["hard_gradient"]
     mean = facts["w_sum"] / share if share > 0 else None
@@ -171,14 +171,14 @@ def summarize(facts: Mapping[str, float]) -> dict[str, float | None]:
 
 
 def step_facts(terms: Sequence[TermConfig], outputs: Outputs, *, epoch: int) -> Mapping[str, Tensor]:
-    """Return :func:`rescaling_facts` of a training step; empty where a loss has no soft targets at its logits.
+    """Return :func:`rescaling_facts` of a training step; empty if a loss has no soft targets at its logits.
 
-    Empty, too, where images are mixed: there is no one true class.
+    It is also empty if images are mixed, since there is no single true class.
 
     Args:
-        terms: Of the loss.
-        outputs: Of the step's forward passes.
-        epoch: Of the phase, from 0.
+        terms: The terms of the loss.
+        outputs: The outputs of the step's forward passes.
+        epoch: Epoch of the phase, from 0.
     """
     targets = soft_targets(terms, epoch=epoch)
     if targets is None or outputs.teacher_logits is None or outputs.other_labels is not None:

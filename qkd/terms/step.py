@@ -21,22 +21,22 @@ _SUM_ROUNDING = 1e-4  # of a sum of probabilities in float32
 class DistillStep:
     """A training step for the student.
 
-    The teacher is only read: it must be in eval mode with no parameter that requires a gradient; its forward pass
-    builds no graph, and is left out where no term needs it.
+    The teacher is read-only: it must be in eval mode and none of its parameters may require a gradient. Its forward
+    pass builds no graph, and is skipped if no term needs it.
 
     Args:
-        student: Gives logits ``[batch, classes]``.
-        teacher: The same, fixed.
+        student: Returns logits ``[batch, classes]``.
+        teacher: Likewise, fixed.
         terms: The loss.
-        view: Gives the teacher's images for a batch (normalized float32); absent: the student's own.
-        tap_paths: Float module path -> path within the student, for feature losses; absent: the paths are the same.
-        first_epoch: Of the training, where the phase begins: terms with a decay count from it.
-        student_learns: False builds no graph of the student's forward pass: only modules of terms get a gradient.
-        memory: Gives the teacher's logits where it sees each image unchanged; unused where features are read, too.
+        view: Returns the teacher's images for a batch (normalized float32). If omitted: the student's images.
+        tap_paths: Float module path -> path within the student, for feature losses. If omitted: the same paths.
+        first_epoch: Epoch of the training in which the phase begins; terms with a decay count from it.
+        student_learns: If False, the student's forward pass builds no graph, and only modules of terms get a gradient.
+        memory: Returns the teacher's logits if it sees each image unchanged; unused if features are read as well.
 
     Raises:
-        ValueError: If a tap names no module, or a term reads the teacher's last layer and that is not linear; at the
-            first batch, if the teacher gives probabilities.
+        ValueError: If a tap does not name a module, or a term reads the teacher's last layer and that is not linear;
+            at the first batch, if the teacher returns probabilities.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class DistillStep:
 
     @contextmanager
     def tapped(self) -> Iterator[None]:
-        """Hold the forward hooks within a block; the step needs them where a term reads features."""
+        """Keep the forward hooks within a block; the step needs them if a term reads features."""
         with self._student_taps, self._teacher_taps:
             yield
 
@@ -97,19 +97,19 @@ class DistillStep:
 
 
 class LogitsGuard:
-    """Refuses the outputs of a teacher that ends in softmax or log_softmax: losses take logits, which they soften.
+    """Rejects the outputs of a teacher that ends in softmax or log_softmax, since losses take logits and soften them.
 
-    Only the first batch is looked at: it costs a wait for the GPU.
+    Only the first batch is checked, since a check waits for the GPU.
     """
 
     def __init__(self) -> None:
         self._has_looked = False
 
     def __call__(self, outputs: Tensor) -> None:
-        """Look at the outputs of a batch, ``[batch, classes]``.
+        """Check the outputs of a batch, ``[batch, classes]``.
 
         Raises:
-            ValueError: If they are probabilities, or logarithms of probabilities.
+            ValueError: If they are probabilities or log-probabilities.
         """
         if self._has_looked or outputs.dim() != 2 or outputs.shape[1] < 2:
             return
@@ -118,19 +118,19 @@ class LogitsGuard:
         is_softmax = bool((values >= 0).all()) and bool(((values.sum(1) - 1).abs() < _SUM_ROUNDING).all())
         if is_softmax or bool((values.logsumexp(1).abs() < _SUM_ROUNDING).all()):
             raise ValueError(
-                f"the teacher gives {'' if is_softmax else 'logarithms of '}probabilities: it ends in "
-                f"{'softmax' if is_softmax else 'log_softmax'}, and losses take logits; remove that layer from the net "
+                f"the teacher returns {'' if is_softmax else 'logarithms of '}probabilities: it ends in "
+                f"{'softmax' if is_softmax else 'log_softmax'}, but losses take logits; remove that layer from the net "
                 "(it has no weights)"
             )
 
 
 def second_labels(batch: Batch) -> tuple[Tensor, Tensor] | tuple[None, None]:
-    """Return the second labels of a batch and their shares; None where images are not mixed."""
+    """Return the second labels of a batch and their shares; None if images are not mixed."""
     return (None, None) if batch.mixed is None else (batch.mixed.labels, batch.mixed.share)
 
 
 def last_weights(teacher: nn.Module) -> Tensor:
-    """Return the weights of a net's last linear layer, ``[classes, features]``, without gradient.
+    """Return the weights of a net's last linear layer, ``[classes, features]``, without a gradient.
 
     Raises:
         ValueError: If it has no linear layer.

@@ -1,4 +1,4 @@
-"""Feature taps: read what named modules put out during a forward pass, as plain (dequantized) tensors."""
+"""Feature taps: read the outputs of named modules during a forward pass, as plain (dequantized) tensors."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from torch.utils.hooks import RemovableHandle
 from qkd.foreign import nearest
 from quantizers.layers import ActQuantizer
 
-PRE_QUANT = "@pre_quant"  # behind a path: what comes before the grid
+PRE_QUANT = "@pre_quant"  # after a path: the values before the grid
 
 
 class Taps:
-    """Forward hooks on named modules, as a context manager; outside the block the model has no hook of ours.
+    """Forward hooks on named modules, as a context manager; outside the block the model has none of these hooks.
 
     Args:
         model: The net.
-        paths: Module paths as the config names them. For a student these are paths of its *float* net. With
-            ``PRE_QUANT`` behind one, a low-bit net gives what its quantizer rounds there, rectified as it does; a float
-            net, which rounds nothing, gives the output.
-        translate: Path -> path within ``model`` (a student's ``tap_paths``); absent: the paths are the model's own.
+        paths: Module paths as in the config. For a student these are paths of its *float* net. With ``PRE_QUANT``
+            after a path, a low-bit net gives the values that its quantizer rounds there, rectified as the quantizer
+            does; a float net, which rounds nothing, gives the output.
+        translate: Path -> path within ``model`` (a student's ``tap_paths``). If omitted: the model's own paths.
         role: ``teacher`` or ``student``, for errors.
 
     Raises:
-        ValueError: If a path names no module (the message lists near matches), or one without a quantizer is asked for
-            what comes before the grid.
+        ValueError: If a path does not name a module (the message lists near matches), or the values before the grid are
+            requested from a module without a quantizer.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
@@ -67,7 +67,7 @@ class Taps:
         self._values.clear()
 
     def take(self) -> dict[str, Tensor]:
-        """Return path -> output of the latest forward pass, and forget them (so that memory is freed).
+        """Return path -> output of the latest forward pass, and drop them to free memory.
 
         Raises:
             RuntimeError: If a tapped module did not run.
@@ -96,12 +96,12 @@ class Taps:
 
 
 def why_no_features(net: nn.Module) -> str:
-    """Return why losses cannot read a net's features, for nets that say so themselves; empty where they can."""
+    """Return why losses cannot read a net's features, for nets that declare this themselves; empty if they can."""
     return str(getattr(net, "without_features", ""))
 
 
 def tap_paths_of(model: nn.Module) -> Mapping[str, str] | None:
-    """Return what :class:`Taps` takes as ``translate``: a low-bit net's ``tap_paths``, None for a float one."""
+    """Return the ``translate`` argument of :class:`Taps`: a low-bit net's ``tap_paths``, None for a float net."""
     return getattr(model, "tap_paths", None)
 
 
@@ -109,11 +109,11 @@ def dequantized(output: object, path: str = "module") -> Tensor:
     """Return the plain tensor of a module's output.
 
     Args:
-        output: A tensor, a Brevitas quant tensor (its real values are taken), or a tuple that begins with one.
+        output: A tensor, a Brevitas quant tensor (its real values are used), or a tuple that starts with one.
         path: Name of the module, for the error.
 
     Returns:
-        Real values, of the output's shape.
+        Real values, with the output's shape.
 
     Raises:
         TypeError: If there is no tensor in it.
@@ -142,8 +142,8 @@ def _resolve(
         if key != path and translate is not None and not isinstance(modules[inner], ActQuantizer):
             rounding = [name for name, own in translate.items() if isinstance(modules.get(own), ActQuantizer)]
             raise ValueError(
-                f"taps: {path!r} of the {role} rounds nothing, so nothing comes before its grid (tap: pre_quant); "
-                f"these do: {', '.join(rounding[:12])}"
+                f"taps: {path!r} of the {role} does no rounding, so it has no values before a grid (tap: pre_quant); "
+                f"these have: {', '.join(rounding[:12])}"
             )
         found[key] = modules[inner]
     return found

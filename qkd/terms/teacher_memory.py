@@ -9,38 +9,38 @@ from qkd.data import Splits, normalize
 from qkd.data.splits import MemorySplit
 from qkd.training.job import Batch
 
-MOST_BYTES = 256 * 2**20  # of logits that are kept: 67,000 images of 1,000 classes
-LEAST_EPOCHS = 3  # of a training: the logits of all images cost an epoch's forward passes
+MOST_BYTES = 256 * 2**20  # of stored logits: 67,000 images with 1,000 classes
+LEAST_EPOCHS = 3  # of a training, since the logits of all images cost one epoch of forward passes
 
 
 class TeacherMemory:
-    """Gives a batch's logits from those of all training images, computed at first use in the order of the data set.
+    """Looks up a batch's logits among those of all training images, computed at first use in data-set order.
 
-    Each image is computed among the same others whenever a training is resumed, and on any number of devices: so its
-    logits are the same bits, also where an image's place in a batch would change the last one.
+    Each image is computed in the same batch whenever a training is resumed, and on any number of devices. So its logits
+    have the same bits, even if an image's position in a batch would change the last one.
 
     Args:
         splits: The images, and how they are normalized.
-        batch_size: Images a forward pass.
+        batch_size: Images per forward pass.
     """
 
     def __init__(self, splits: Splits, batch_size: int) -> None:
         self._splits, self._batch_size = splits, batch_size
         self._kept: dict[torch.dtype | None, Tensor] = {}
-        self._versions: list[int] = []  # of the teacher's tensors: whatever writes to one counts its own up
+        self._versions: list[int] = []  # of the teacher's tensors: each write to one increments its version
         self._is_off = False
 
     def logits(self, teacher: nn.Module, batch: Batch) -> Tensor | None:
-        """Return the teacher's logits for a batch, shape ``[batch, classes]``; None where it must be asked itself.
+        """Return the teacher's logits for a batch, shape ``[batch, classes]``; None if the teacher must be run.
 
         Args:
-            teacher: In eval mode; once one of its weights or buffers is written to, it is asked itself.
-            batch: Its ``samples`` are positions among the training images.
+            teacher: In eval mode; once one of its weights or buffers is written to, it must be run.
+            batch: Its ``samples`` are positions in the training set.
         """
         if self._is_off or batch.samples is None:
             return None
         versions = [tensor._version for tensor in (*teacher.parameters(), *teacher.buffers())]
-        if self._kept and versions != self._versions:  # a method of somebody else's moves it
+        if self._kept and versions != self._versions:  # an external method changes the teacher
             self._kept, self._is_off = {}, True
             return None
         device = batch.images.device.type
@@ -54,7 +54,7 @@ class TeacherMemory:
         return self._kept[arithmetic].index_select(0, batch.samples.to(batch.images.device))
 
     def _are_these(self, batch: Batch) -> bool:
-        """Tell whether positions mean what they are taken to mean: the batch has the pixels that are there."""
+        """Return whether the positions are right: the batch has the pixels of these images."""
         raw, samples = batch.raw, batch.samples
         if samples is None or raw is None or len(samples) != len(raw):
             return False
@@ -78,14 +78,14 @@ class TeacherMemory:
 def memory_for(
     splits: Splits, batch_size: int, *, epochs: int, sees_raw: bool, teacher: nn.Module
 ) -> TeacherMemory | None:
-    """Return a memory where it pays; None where the teacher must be asked for every batch.
+    """Return a memory if it pays off; None if the teacher must be run for every batch.
 
     Args:
-        splits: The images; only those that are in memory are gone through once more.
-        batch_size: Images a forward pass.
-        epochs: Of the training.
+        splits: The images; only images in memory are read once more.
+        batch_size: Images per forward pass.
+        epochs: Length of the training.
         sees_raw: Whether the teacher sees each image unchanged in every epoch.
-        teacher: Fixed, or it has no memory.
+        teacher: A teacher that is not fixed gets no memory.
     """
     is_fixed = not any(parameter.requires_grad for parameter in teacher.parameters())
     in_memory = type(splits.train) is MemorySplit

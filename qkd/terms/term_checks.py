@@ -1,4 +1,4 @@
-"""Look whether loss terms can be built: losses, options and taps that the table of losses knows."""
+"""Check whether loss terms can be built: losses, options and taps against the table of losses."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ KINDS = {float: "a number", int: "a whole number", str: "text", bool: "true or f
 
 
 def check_terms(terms: Sequence[TermConfig], where: str = "terms") -> tuple[str, ...]:
-    """Return every fault of a list of terms, each with its path; empty if they can be built.
+    """Return all faults of a list of terms, each with its path; empty if they can be built.
 
     Args:
-        terms: As the config has them.
+        terms: The terms in the config.
         where: Path of the list in the config, e.g. ``student.terms``.
 
     Returns:
-        A sentence for each fault, with its path.
+        One sentence per fault, with its path.
     """
     faults = [fault for index, term in enumerate(terms) for fault in _term_faults(term, f"{where}[{index}]")]
     if not any(term.weight > 0 for term in terms):
@@ -38,9 +38,9 @@ def _term_faults(term: TermConfig, where: str) -> list[str]:
     elif entry.needs_taps and len(term.taps) < entry.least_taps:
         faults.append(f"{where}.taps: {term.loss} relates taps: name at least {entry.least_taps}, got {len(term.taps)}")
     if term.taps and not entry.needs_taps:
-        faults.append(f"{where}.taps: {term.loss} reads no features; remove the taps")
+        faults.append(f"{where}.taps: {term.loss} does not read features; remove the taps")
     if term.tap != "quantized" and not entry.needs_taps:
-        faults.append(f"{where}.tap: {term.loss} reads no features; remove `tap`")
+        faults.append(f"{where}.tap: {term.loss} does not read features; remove `tap`")
     return faults
 
 
@@ -61,4 +61,4 @@ def _has_kind(value: Any, kind: type) -> bool:
 
 
 def _meant(name: str, known: Mapping[str, object]) -> str:
-    return f"; {did_you_mean(name, sorted(known))}" if known else "; it has none"
+    return f"; {did_you_mean(name, sorted(known))}" if known else "; it has no options"

@@ -1,4 +1,4 @@
-"""The weighted sum of losses that a config describes."""
+"""The weighted sum of losses described by a config."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from qkd.terms.term_checks import check_terms
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a step's forward passes gave.
+    """The outputs of a step's forward passes.
 
     Args:
         student_logits: Shape ``[batch, classes]``.
         labels: Shape ``[batch]``, int64.
-        teacher_logits: Shape ``[batch, classes]``; None where no term needs the teacher.
+        teacher_logits: Shape ``[batch, classes]``; None if no term needs the teacher.
         student_features: Tap (float module path) -> tensor.
         teacher_features: Tap -> tensor.
-        class_weights: Of the teacher's last layer, shape ``[classes, features]``; None where no term reads them.
-        other_labels: Second labels of mixed images, int64, shape ``[batch]``; None where images are not mixed.
-        other_share: What part of each label they are, shape ``[batch]``.
+        class_weights: Weights of the teacher's last layer, shape ``[classes, features]``; None if no term reads them.
+        other_labels: Second labels of mixed images, int64, shape ``[batch]``; None if images are not mixed.
+        other_share: Their share of each label, shape ``[batch]``.
     """
 
     student_logits: Tensor
@@ -43,13 +43,13 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Weighted:
-    """What terms give on one batch.
+    """The value of terms on one batch.
 
     Args:
         total: The weighted sum, shape ``[]``, with its graph.
         parts: Each term's value before weighting, shape ``[]``.
-        task: The weighted sum of the terms that need no teacher; None where there is none.
-        knowledge: The weighted sum of those that do; None where there is none.
+        task: The weighted sum of the terms that do not need a teacher; None if there are none.
+        knowledge: The weighted sum of those that do; None if there are none.
     """
 
     total: Tensor
@@ -60,14 +60,14 @@ class Weighted:
 
 @dataclass(frozen=True)
 class Term:
-    """A loss, ready to be computed.
+    """A loss that is ready to be computed.
 
     Args:
-        name: Of its part; a loss that occurs twice has a number behind it.
+        name: Name of its part; a loss that occurs twice gets a number as suffix.
         config: Weight, decay and taps.
         entry: Its row of the table.
         options: Keyword arguments.
-        modules: One a pair of taps for a pairwise loss, else one; None where it needs none; empty for a loss without.
+        modules: One per pair of taps for a pairwise loss, otherwise one; None if not needed; empty for a loss without.
     """
 
     name: str
@@ -82,12 +82,12 @@ class Term:
 
 
 class WeightedTerms:
-    """The sum of weighted losses that a list of terms describes; :func:`build_terms` makes and checks it.
+    """The weighted sum of losses for a list of terms; :func:`build_terms` builds and checks it.
 
-    A term of weight zero is left out altogether: it costs nothing and changes no bit of the result.
+    A term with weight zero is omitted altogether: it costs nothing and changes no bit of the result.
 
     Args:
-        terms: Those of positive weight count.
+        terms: Only those with positive weight are used.
     """
 
     def __init__(self, terms: Sequence[Term]) -> None:
@@ -95,12 +95,12 @@ class WeightedTerms:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the parts, in order; a loss that occurs twice has a number behind it."""
+        """Names of the parts, in order; a loss that occurs twice gets a number as suffix."""
         return tuple(term.name for term in self._terms)
 
     @property
     def configs(self) -> tuple[TermConfig, ...]:
-        """The terms as the config has them, those of weight zero left out."""
+        """The terms in the config, without those of weight zero."""
         return tuple(term.config for term in self._terms)
 
     @property
@@ -110,12 +110,12 @@ class WeightedTerms:
 
     @property
     def needs_student(self) -> bool:
-        """Whether a term reads anything of the student."""
+        """Whether a term reads anything from the student."""
         return any(term.entry.needs_student for term in self._terms)
 
     @property
     def has_modules(self) -> bool:
-        """Whether a term is computed with a module that learns."""
+        """Whether a term is computed with a trainable module."""
         return any(module is not None for term in self._terms for module in term.modules)
 
     @property
@@ -139,14 +139,14 @@ class WeightedTerms:
         return weighted.total, dict(weighted.parts)
 
     def weigh(self, outputs: Outputs, *, epoch: int = 0) -> Weighted:
-        """Return the weighted sum, its parts, and its share of the task and of the teacher's knowledge.
+        """Return the weighted sum, its parts, and its shares from the task and from the teacher's knowledge.
 
         Args:
-            outputs: Of the forward passes.
-            epoch: Of the phase, from 0: terms with a decay weigh less from epoch to epoch.
+            outputs: The outputs of the forward passes.
+            epoch: Epoch of the phase, from 0; terms with a decay weigh less from epoch to epoch.
 
         Raises:
-            ValueError: If no term has a positive weight, or one reads what the step does not have.
+            ValueError: If no term has a positive weight, or a term reads something that the step does not have.
         """
         parts: dict[str, Tensor] = {}
         total = task = knowledge = None
@@ -167,19 +167,19 @@ class WeightedTerms:
 def build_terms(
     terms: Sequence[TermConfig], *, label_smoothing: float = 0.0, bank: ModuleBank | None = None
 ) -> WeightedTerms:
-    """Build the loss that a list of terms describes.
+    """Build the loss described by a list of terms.
 
     Args:
-        terms: As the config has them.
-        label_smoothing: Of cross-entropy terms that do not set their own, in ``[0, 1)``.
-        bank: Builds the modules of losses that need some; absent: they are computed without.
+        terms: The terms in the config.
+        label_smoothing: For cross-entropy terms that do not set their own, in ``[0, 1)``.
+        bank: Builds the modules of losses that need them. If omitted, these are computed without modules.
 
     Returns:
         A callable from :class:`Outputs` to the weighted sum and its parts.
 
     Raises:
         ValueError: If a loss or option is unknown, an option has the wrong type or value, taps are missing or given
-            where none are read, or no term has a positive weight; all faults at once.
+            although none are read, or no term has a positive weight; reports all faults at once.
     """
     faults = check_terms(terms)
     if faults:
@@ -212,7 +212,7 @@ def _evaluate(term: Term, outputs: Outputs) -> Tensor:
 
 
 def _stages(term: Term, outputs: Outputs) -> dict[str, Any]:
-    """Return the lists of features of a loss that reads all its taps at once; of those it reads only."""
+    """Return the feature lists of a loss that reads all its taps at once; only those that it reads."""
     found = {}
     if "student_stages" in term.entry.inputs:
         found["student_stages"] = [outputs.student_features[_student_tap(term, path)] for path, _ in term.config.taps]
@@ -228,7 +228,7 @@ def _student_tap(term: Term, path: str) -> str:
 def _call(term: Term, index: int, features: Mapping[str, Any], outputs: Outputs) -> Tensor:
     inputs = term.entry.inputs
     if outputs.other_labels is not None and "labels" in inputs and "other_labels" not in inputs:
-        raise ValueError(f"{term.name} reads one label an image, but mixed images (CutMix) have two; use cross_entropy")
+        raise ValueError(f"{term.name} reads one label per image, but mixed images (CutMix) have 2; use cross_entropy")
     tensors = [features[name] if name in features else _input(outputs, name) for name in inputs]
     module = {} if term.entry.module is None else {"module": term.modules[index] if term.modules else None}
     shaping = () if term.entry.module is None else term.entry.module.options
@@ -244,7 +244,7 @@ def _call(term: Term, index: int, features: Mapping[str, Any], outputs: Outputs)
 
 
 def _whole(rows: Any) -> Any:
-    """Return what a loss reads of a batch, or a list of it, for the whole batch that several devices share."""
+    """Return a loss's input, or a list of inputs, for the whole batch that several devices share."""
     return [current().whole(one) for one in rows] if isinstance(rows, list) else current().whole(rows)
 
 
@@ -253,7 +253,7 @@ def _input(outputs: Outputs, name: str) -> Tensor | None:
     if value is None and name.startswith("other_"):
         return None
     if value is None:
-        raise ValueError(f"a loss term needs {name}, but the step has none: it comes from the teacher")
+        raise ValueError(f"a loss term needs {name} from the teacher, but the step has none")
     return value  # type: ignore[no-any-return]
 
 

@@ -9,17 +9,17 @@ from torch import Tensor, nn
 
 
 class WidthAdapters(nn.Module):
-    """One 1x1 convolution without bias for each tap whose widths differ; the identity elsewhere.
+    """A 1x1 convolution without bias for each tap whose widths differ; the identity otherwise.
 
-    Published methods compare layers of equal width and need none; this one is ours. It is trained with the student,
-    by the same loss, and thrown away with it.
+    Published methods compare layers of equal width and do not need one; it is our addition. It is trained with the
+    student, by the same loss, and discarded after the training.
 
     Args:
         student_widths: Channels of the student's features, in order.
-        teacher_widths: Channels of the teacher's.
+        teacher_widths: Channels of the teacher's features.
 
     Raises:
-        ValueError: If there are not as many of one as of the other.
+        ValueError: If the numbers of widths differ.
 
     Example:
         >>> adapters = WidthAdapters([8, 16], [8, 32])
@@ -31,7 +31,7 @@ class WidthAdapters(nn.Module):
         super().__init__()
         if len(student_widths) != len(teacher_widths):
             raise ValueError(
-                f"need as many widths of the student as of the teacher, got {len(student_widths)} and "
+                f"student and teacher must have the same number of widths, got {len(student_widths)} and "
                 f"{len(teacher_widths)}"
             )
         self.maps = nn.ModuleList(
@@ -40,7 +40,7 @@ class WidthAdapters(nn.Module):
         )
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Return features of the teacher's widths, ``[batch, channels, ...]`` each."""
+        """Return features with the teacher's widths, ``[batch, channels, ...]`` each."""
         return [_mapped(feature, adapter) for feature, adapter in zip(features, self.maps, strict=True)]
 
 

@@ -1,4 +1,4 @@
-"""Small nets, images and configs for tests: real in kind, and done in seconds."""
+"""Small nets, images and configs for tests: realistic, but done in seconds."""
 
 from qkd.testing.small import TinyNet, run_tiny, synthetic_images, synthetic_splits, tiny_config, write_npz_set
 

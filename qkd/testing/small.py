@@ -1,4 +1,4 @@
-"""The nets, images and configs that tests share, small enough for seconds."""
+"""The nets, images and configs that tests share, small enough to run in seconds."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class TinyNet(nn.Module):
     """A residual net of 3 convolutions, about 1,000 parameters: every kind of layer that the toolkit rewrites.
 
     Args:
-        classes: Outputs.
-        channels: Of the image.
-        width: Of the convolutions.
-        dropout: Share of the features dropped in training; 0 has no dropout layer.
+        classes: Number of outputs.
+        channels: Channels of the image.
+        width: Channels of the convolutions.
+        dropout: Share of the features dropped in training; with 0 there is no dropout layer.
     """
 
     def __init__(self, *, classes: int = 4, channels: int = 1, width: int = 6, dropout: float = 0.0) -> None:
@@ -52,14 +52,14 @@ class TinyNet(nn.Module):
 def synthetic_images(
     count: int, *, classes: int = 4, channels: int = 1, image_size: int = 8, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Return images that can be told apart: each class is a smooth random pattern, shifted a little, with noise.
+    """Return images that a net can tell apart: each class is a smooth random pattern, slightly shifted, with noise.
 
     Args:
         count: Number of images; classes take turns.
         classes: Number of classes.
         channels: 1 or 3.
         image_size: Side in pixels.
-        seed: Of the shifts and the noise; the patterns are the same for every seed.
+        seed: Seed of the shifts and the noise; the patterns are the same for every seed.
 
     Returns:
         ``(images, labels)``: uint8 ``[count, channels, image_size, image_size]`` and int64 ``[count]``.
@@ -86,9 +86,9 @@ def synthetic_splits(
     """Return a loaded data set of :func:`synthetic_images`.
 
     Args:
-        train: Images to learn from.
-        val: Images to choose by.
-        test: Images to score on.
+        train: Number of training images.
+        val: Number of validation images.
+        test: Number of test images.
         classes: Number of classes.
         channels: 1 or 3.
         image_size: Side in pixels.
@@ -109,9 +109,9 @@ def write_npz_set(folder: Path, *, train: int = 64, test: int = 32, classes: int
     """Write ``train.npz`` and ``test.npz`` of :func:`synthetic_images` to a folder, and return it.
 
     Args:
-        folder: Where to; made if it is not there.
-        train: Images in ``train.npz``.
-        test: Images in ``test.npz``.
+        folder: Where to write them; created if missing.
+        train: Number of images in ``train.npz``.
+        test: Number of images in ``test.npz``.
         classes: Number of classes.
         image_size: Side in pixels.
 
@@ -169,14 +169,14 @@ def run_tiny(config: RunConfig, runs_dir: Path, *stages: str) -> RunFolder:
 
     Args:
         config: The experiment.
-        runs_dir: Where its folder is made.
+        runs_dir: Where its folder is created.
         stages: In order.
 
     Returns:
         Its folder, locked.
 
     Raises:
-        RuntimeError: If a stage has ended, but is not complete.
+        RuntimeError: If a stage has ended but is not complete.
         OSError: If the folder cannot be written.
         ValueError: If the folder holds another experiment.
     """

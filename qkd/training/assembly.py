@@ -1,4 +1,4 @@
-"""Put the training of a role together: the one place where a job is made."""
+"""Put together the training of a role: the only place where a job is built."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ WEIGHTS = "weights.safetensors"  # in each role's folder
 
 @dataclass(frozen=True)
 class Context:
-    """A run as its trainings see it.
+    """A run from the point of view of its trainings.
 
     Args:
         run: The run folder, with the config.
         splits: Its images, on ``device``.
         device: Where to train.
-        progress: Where to talk.
+        progress: Where to report.
     """
 
     run: RunFolder
@@ -50,23 +50,23 @@ class Context:
 
 @dataclass(frozen=True)
 class Made:
-    """What a role brings to its training.
+    """What a role contributes to its training.
 
     Args:
         model: Trained in place, on the context's device.
-        phases: Of its training; empty where its weights are used unchanged.
-        begin: Brings model and partners to their start; called where there is no checkpoint.
-        save: Writes the model, and what else is kept, at the end; returns the files.
+        phases: Phases of its training; empty if its weights are used unchanged.
+        begin: Initializes model and partners; called if there is no checkpoint.
+        save: Writes the model and anything else to keep at the end; returns the files.
         score: Scores the model on the test images, once, and writes the result; returns the files.
-        partners: Nets that are trained beside it.
+        partners: Nets that are trained along with it.
         others: Role -> further models that a diagnosis watches.
-        scales: Gives the quantizer scales among the model's parameters.
-        marks: Name -> hash of a source, beside the images and the agent's schedule.
-        settings: What of the config it follows beside its own section.
-        inputs: Files of the run folder that it is made from.
-        vary: Brings the model to the start of a member of a population; None where all members have one start.
-        source: Makes what gives the training batches; None where they are the run's training images.
-        rules: Makes what has its say at every step of the optimizer.
+        scales: Returns the quantizer scales among the model's parameters.
+        marks: Name -> hash of a source, in addition to the images and the agent's schedule.
+        settings: The settings that it depends on outside its own section.
+        inputs: Files of the run folder that it depends on.
+        vary: Initializes the model for one member of a population; None if all members have the same start.
+        source: Builds the source of the training batches; None if they are the run's training images.
+        rules: Builds the rules that act at every step of the optimizer.
         takes_images: Whether the model can be called with a batch of images alone; a generator takes latents.
     """
 
@@ -88,50 +88,50 @@ class Made:
 
 
 class Role(Protocol):
-    """A net of a run that is trained: teacher, student, or one that they need first."""
+    """A net of a run that is trained: teacher, student, or one that they depend on."""
 
     @property
     def context(self) -> Context:
-        """Return the run that it is part of, in whose config it may have another's place."""
+        """Return the run that it is part of, in whose config it may take the place of another net."""
         ...
 
     @property
     def name(self) -> str:
-        """Return what names its random streams, and its manifest where it is a part of a stage."""
+        """Return the name of its random streams, and of its manifest if it is part of a stage."""
         ...
 
     @property
     def folder(self) -> str:
-        """Return where in the run folder it is written."""
+        """Return its folder within the run folder."""
         ...
 
     @property
     def title(self) -> str:
-        """Return what people call it: ``teacher``, ``student``, ``auxiliary``."""
+        """Return its name for the user: ``teacher``, ``student``, ``auxiliary``."""
         ...
 
     @property
     def train(self) -> TrainConfig | None:
-        """Return optimizer and length of its training; None where its weights are used unchanged."""
+        """Return the optimizer and length of its training; None if its weights are used unchanged."""
         ...
 
     def agent(self) -> AgentConfig:
-        """Return its agent, None until it is found."""
+        """Return its agent; None until it is found."""
         ...
 
     def make(self) -> Made:
-        """Build its nets, its phases and what learns beside it."""
+        """Build its nets, its phases and its partners."""
         ...
 
 
 @dataclass(frozen=True)
 class Training:
-    """A role's training, put together.
+    """A role's assembled training.
 
     Args:
-        job: What the loop takes; None where weights are used unchanged.
-        made: What the role brought.
-        folder: Of the role.
+        job: The job for the loop; None if the weights are used unchanged.
+        made: What the role contributes.
+        folder: The role's folder.
     """
 
     job: Job | None
@@ -139,7 +139,7 @@ class Training:
     folder: Path
 
     def run(self, progress: Progress) -> FitResult | None:
-        """Train to the end (resuming); None where there is nothing to train."""
+        """Train to the end (resuming); return None if there is nothing to train."""
         if self.job is not None:
             return fit(self.job, progress, self.made.begin)
         write_text(self.folder / "metrics.jsonl", "")
@@ -151,7 +151,7 @@ class Training:
         return [*self.made.save(), self.folder / "metrics.jsonl", *chosen, *self.made.score(fitted)]
 
     def drop_checkpoints(self) -> None:
-        """Delete the checkpoints of a training that is done and written; keep the last one where that is asked for."""
+        """Delete the checkpoints of a finished and saved training; keep the last one if requested."""
         store = CheckpointStore(self.folder / "checkpoint", warn=lambda _: None)
         if self.job is not None and self.job.config.keep_checkpoint:
             store.prune(1)
@@ -163,11 +163,11 @@ def assemble(role: Role) -> Training:
     """Return a role's training, ready to begin.
 
     Args:
-        role: Which; the length of its training is that of its config.
+        role: The role; its config gives the length of its training.
 
     Raises:
         ValueError: If a net, an agent, a loss term or a tap cannot be used.
-        FileNotFoundError: If something that it is made from is not there yet.
+        FileNotFoundError: If something that it depends on does not exist yet.
     """
     context, train, made = role.context, role.train, role.make()
     folder, splits = context.run.path / role.folder, context.splits
@@ -199,10 +199,10 @@ def assemble(role: Role) -> Training:
 
 
 def train_part(role: Role) -> list[Path]:
-    """Train a role that is a part of the stage that needs it first (resuming), with its own manifest.
+    """Train a role that is part of the first stage that needs it (resuming), with its own manifest.
 
     Args:
-        role: Which.
+        role: The role.
 
     Returns:
         Its files.
@@ -220,9 +220,9 @@ def train_part(role: Role) -> list[Path]:
         training.drop_checkpoints()
         engine.wait()
     files = (run.path / role.folder / name for name in (WEIGHTS, "metrics.jsonl", "result.json"))
-    return [path for path in files if path.is_file()]  # inverted images have no weights
+    return [path for path in files if path.is_file()]  # inverted images have no weights file
 
 
 def agent_mark(agent: AgentConfig) -> dict[str, str]:
-    """Return the hash of the agent's schedule file, if it has one: a changed schedule is another training."""
+    """Return the hash of the agent's schedule file, if any: a changed schedule makes it another training."""
     return {} if agent.schedule is None else {"schedule": sha256_of(agent.schedule)}

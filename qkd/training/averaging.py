@@ -1,4 +1,4 @@
-"""The exponential moving average of a model's weights: smoother than the last step's, and what is kept."""
+"""The exponential moving average of a model's weights: smoother than the last step's, and what is kept at the end."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-WARMUP_OFFSET = 10  # decay (1 + t) / (10 + t) until it reaches the set one: else the first steps' weights linger
+WARMUP_OFFSET = 10  # decay (1 + t) / (10 + t) until it reaches the configured one; otherwise the first weights linger
 BATCH_NORM_STATISTICS = ("running_mean", "running_var")
 
 
 class WeightAverage:
     """Averages of a model's parameters and of its batch-norm statistics.
 
-    Statistics are averaged with the weights they belong to. Every other buffer (counters, zero points, flags) is not
-    a quantity to average: the model's current one holds.
+    Statistics are averaged with the weights they belong to. All other buffers (counters, zero points, flags) cannot be
+    averaged; the model's current ones are used.
 
     Args:
-        model: Starts as the first average.
-        decay: Share of the old average that a step keeps, in ``(0, 1)``.
+        model: Its weights are the first average.
+        decay: Share of the old average kept by a step, in ``(0, 1)``.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -32,7 +32,7 @@ class WeightAverage:
         """Move the averages toward the model's weights.
 
         Args:
-            model: The model that was averaged from the start.
+            model: The model that is averaged from the start.
             step: Optimizer steps done before this one, from 0.
         """
         decay = min(self.decay, (1 + step) / (WARMUP_OFFSET + step))
@@ -54,7 +54,7 @@ class WeightAverage:
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
-        """Let the model have the averaged weights within a block, and its own again after it."""
+        """Give the model the averaged weights within a block, and restore its own afterward."""
         own = {name: tensor.detach().clone() for name, tensor in averaged_tensors(model).items()}
         self.copy_to(model)
         try:

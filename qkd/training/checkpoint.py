@@ -1,7 +1,7 @@
 """Checkpoints of a training: two files each, verified by their hashes, the last two kept, never unpickled.
 
-``NAME.safetensors`` holds the tensors; ``NAME.json`` is written after it, makes it count, and holds the SHA-256 of
-the tensors, everything that is not a tensor, and a SHA-256 of itself.
+``NAME.safetensors`` holds the tensors. ``NAME.json`` is written after it, makes it valid, and holds the SHA-256 of the
+tensors, everything that is not a tensor, and a SHA-256 of itself.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from qkd.files import (
 )
 from qkd.foreign.opening import read_regular
 
-FORMAT = 1  # raise it when the meaning of the files changes
-KEPT = 2  # a damaged last one must leave a good one to go back to
+FORMAT = 1  # increase it when the meaning of the files changes
+KEPT = 2  # if the last one is damaged, there must be a good one to go back to
 _NAME = re.compile(r"step-(\d{9})\.(json|safetensors)")
 
 
@@ -43,7 +43,7 @@ class Checkpoint:
 
     Args:
         tensors: Name -> tensor, on the CPU.
-        state: The rest, as JSON has it.
+        state: Everything else, as JSON values.
     """
 
     tensors: Mapping[str, Tensor]
@@ -54,8 +54,8 @@ class CheckpointStore:
     """The checkpoints in one folder.
 
     Args:
-        folder: Where they are; created at the first write.
-        warn: Called with a line for each damaged checkpoint that is passed over.
+        folder: Their folder; created at the first write.
+        warn: Called with a message for each damaged checkpoint that is skipped.
     """
 
     def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
@@ -67,7 +67,7 @@ class CheckpointStore:
         """Write a checkpoint, then delete all but the last two.
 
         Args:
-            step: Number that rises from checkpoint to checkpoint.
+            step: A number that increases from checkpoint to checkpoint.
             checkpoint: What to write.
 
         Raises:
@@ -86,18 +86,18 @@ class CheckpointStore:
         """Return the last good checkpoint, or None if there is none.
 
         Raises:
-            ValueError: If a pickled file is in a checkpoint's place, or it is of another format.
+            ValueError: If a pickled file is in a checkpoint's place, or the checkpoint has another format.
         """
         for step in reversed(self.steps()):
             try:
                 return self._read(step)
             except (DamagedFileError, FileNotFoundError) as error:
                 self._damaged.add(step)
-                self._warn(f"checkpoint passed over: {error}")
+                self._warn(f"checkpoint skipped: {error}")
         return None
 
     def prune(self, keep: int) -> None:
-        """Delete all but the last ``keep`` (at least 1) good checkpoints, and what interrupted writes left."""
+        """Delete all but the last ``keep`` (at least 1) good checkpoints, and the leftovers of interrupted writes."""
         good = [step for step in self.steps() if step not in self._damaged]
         kept = set(good[-keep:])
         for path in self._files():
@@ -106,18 +106,18 @@ class CheckpointStore:
         remove_unfinished([self.folder])
 
     def clear(self) -> None:
-        """Delete every checkpoint, and the folder where nothing else is in it."""
+        """Delete every checkpoint, and the folder if nothing else is in it."""
         if not may_write():
             return
         with contextlib.suppress(FileNotFoundError):  # another process of the same training was faster
             for path in self._files():
                 path.unlink(missing_ok=True)
             remove_unfinished([self.folder])
-            with contextlib.suppress(OSError):  # files of somebody else's stay
+            with contextlib.suppress(OSError):  # other files in the folder are kept
                 self.folder.rmdir()
 
     def steps(self) -> list[int]:
-        """Return the steps of the checkpoints that were written to the end, ascending."""
+        """Return the steps of the completely written checkpoints, ascending."""
         return sorted(_step_of(path) for path in self._files() if path.suffix == ".json")
 
     def _files(self) -> list[Path]:
@@ -131,7 +131,7 @@ class CheckpointStore:
         refuse_pickle(file, read_regular(file))
         body = read_json(file)
         if not isinstance(body, dict) or body.pop("sha256", None) != _digest(body):
-            raise DamagedFileError(f"{file}: truncated or altered: its SHA-256 does not fit")
+            raise DamagedFileError(f"{file}: truncated or altered: its SHA-256 does not match")
         if body["format"] != FORMAT:
             raise ValueError(
                 f"{file}: checkpoint format {body['format']}, this version reads {FORMAT}; "

@@ -14,26 +14,26 @@ from quantizers.modes import evaluating
 
 
 def accuracy(model: nn.Module, split: Split, splits: Splits, data: DataConfig, device: torch.device) -> float | None:
-    """Return the share of a split's images that a model classifies right, in eval mode.
+    """Return the share of a split's images that a model classifies correctly, in eval mode.
 
-    Several devices take the batches in turn, so that each batch is scored as on one device.
+    Several devices take turns with the batches, so that each batch is scored as on a single device.
 
-    With ``data.batch_statistics`` it is what role-kd's released code computes: batch norm on the statistics of each
-    batch, images past the last full batch left out. What an image is taken for then depends on those beside it.
+    With ``data.batch_statistics`` it is what role-kd's released code computes: batch norm uses the statistics of each
+    batch, and images past the last full batch are left out. The prediction for an image then depends on its batch.
 
     Args:
         model: Gives logits ``[batch, classes]``. Its modes (train or eval, module by module) are restored.
         split: The images.
-        splits: The set they belong to, for mean and std.
-        data: Batch size, workers, and whose statistics batch norm has.
+        splits: The data set they belong to, for mean and std.
+        data: Batch size, workers, and which statistics batch norm uses.
         device: Where the model is.
 
     Returns:
         A fraction in ``[0, 1]``, or None for an empty split.
 
     Raises:
-        ValueError: If there are fewer images than ``data.batch_statistics`` wants in a batch, a batch size or the
-            number of workers is out of range, or mean and std do not fit the images.
+        ValueError: If there are fewer images than a batch of ``data.batch_statistics``, a batch size or the number of
+            workers is out of range, or mean and std do not fit the images.
         DataError: If an image cannot be decoded.
         TypeError: If images are not uint8.
     """
@@ -44,8 +44,8 @@ def accuracy(model: nn.Module, split: Split, splits: Splits, data: DataConfig, d
     count = len(split) if data.batch_statistics is None else len(split) // size * size
     if count == 0:
         raise ValueError(
-            f"data.batch_statistics: scores need one full batch of {size} images at least, got {len(split)} images; "
-            f"lower it, or leave it out for running statistics"
+            f"data.batch_statistics: scores need at least one full batch of {size} images, got {len(split)} images; "
+            f"lower it, or omit it to use running statistics"
         )
     places, mode = torch.arange(count), evaluating if data.batch_statistics is None else batch_statistics
     indices = torch.cat(torch.split(places, size)[engine.rank :: engine.size] or (places[:0],))

@@ -1,4 +1,4 @@
-"""Find out where a value that is not finite came from: the term, the layer, the parameter.
+"""Find where a non-finite value came from: the term, the layer, the parameter.
 
 Errors: :class:`TrainingError` (a ``RuntimeError``) ends a training that cannot continue.
 """
@@ -17,14 +17,14 @@ from qkd.training.averaging import averaged_tensors
 
 
 class TrainingError(RuntimeError):
-    """A training met a loss, gradient or weight that is not finite and stopped.
+    """A training stopped because a loss, gradient or weight was not finite.
 
     Args:
-        message: For a person.
-        epoch: Epoch it happened in, from 1.
+        message: For the user.
+        epoch: Epoch in which it happened, from 1.
         step: Step of the epoch, from 1.
-        term: Loss term that is not finite, or whose gradient is not; empty if none could be named.
-        layer: Module or parameter where it begins; empty if none could be named.
+        term: Loss term that is not finite, or whose gradient is not; empty if unknown.
+        layer: Module or parameter where it starts; empty if unknown.
     """
 
     def __init__(self, message: str, *, epoch: int, step: int, term: str = "", layer: str = "") -> None:
@@ -39,7 +39,7 @@ def non_finite_weights(model: nn.Module) -> list[str]:
 
 @contextmanager
 def watch_outputs(models: Mapping[str, nn.Module]) -> Iterator[list[str]]:
-    """Yield a list that gets the modules with a non-finite output, in the order in which they ran.
+    """Yield a list that collects the modules with a non-finite output, in execution order.
 
     Args:
         models: Role -> model; modules are named ``role.path (Type)``.
@@ -67,14 +67,14 @@ def watch_outputs(models: Mapping[str, nn.Module]) -> Iterator[list[str]]:
 def diagnose(
     models: Mapping[str, nn.Module], rerun: Callable[[], tuple[Tensor, Mapping[str, Tensor]]]
 ) -> tuple[str, str, str]:
-    """Run a batch again with hooks and say what is not finite.
+    """Run a batch again with hooks and report what is not finite.
 
     Args:
         models: Role -> model whose modules are watched; the first is the one being trained.
         rerun: Repeats the step's forward pass; returns the loss and its terms, with their graph.
 
     Returns:
-        The term, the layer (both may be empty), and a text that tells all that was found.
+        The term, the layer (both may be empty), and a text with everything that was found.
     """
     trained = next(iter(models.values()))
     with watch_outputs(models) as outputs:
@@ -92,7 +92,7 @@ def diagnose(
         else:
             term, layer = _weighted_origin(trained, loss, terms)
             facts.append(
-                f"each term and its gradient are finite alone, so it is what multiplies them: the weight of "
+                f"each term and its gradient are finite on their own, so the cause is a factor: the weight of "
                 f"{term or 'a term'}, a loss scale or an earlier step; first at {layer or 'no single parameter'}"
             )
     weights = non_finite_weights(trained)
@@ -117,7 +117,7 @@ def _gradient_origin(model: nn.Module, terms: Mapping[str, Tensor]) -> tuple[str
 
 
 def _weighted_origin(model: nn.Module, loss: Tensor, terms: Mapping[str, Tensor]) -> tuple[str, str]:
-    """Return the term with the largest factor in the loss, and the parameter nearest the output that it overflows."""
+    """Return the term with the largest factor in the loss, and the parameter nearest the output that overflows."""
     terms = {name: value for name, value in terms.items() if value.requires_grad}
     factors = torch.autograd.grad(loss, list(terms.values()), retain_graph=True, allow_unused=True)
     sizes = {name: float(factor.abs().nan_to_num(math.inf).max())

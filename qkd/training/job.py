@@ -1,4 +1,4 @@
-"""What a training is made of: the job, its phases, what a step is given and what it gives back."""
+"""The parts of a training: the job, its phases, and the inputs and outputs of a step."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from qkd.data import Splits
 
 
 class Agent(Protocol):
-    """What the loop needs of an augmentation agent: uint8 in, uint8 out, same shape; ``epoch`` counts from 0."""
+    """What the loop needs from an augmentation agent: uint8 in, uint8 out, same shape; ``epoch`` counts from 0."""
 
     def __call__(
         self, images: Tensor, *, generator: torch.Generator, epoch: int, samples: Tensor | None = None
     ) -> Tensor:
-        """Return the augmented images; with ``samples`` (positions in the data set) whatever batch they are in."""
+        """Return the augmented images; with ``samples`` (positions in the data set), independent of the batch."""
         ...
 
     @property
     def following(self) -> int:
-        """How many images that come after a batch are to be given with it, to be mixed into it."""
+        """How many images after a batch must be passed along with it, to be mixed into it."""
         ...
 
     def with_labels(
         self, images: Tensor, labels: Tensor, *, generator: torch.Generator, epoch: int, samples: Tensor | None = None
     ) -> tuple[Tensor, Mixed | None]:
-        """Return the augmented images, and second labels where images are mixed; rows that followed come last."""
+        """Return the augmented images, and second labels if images are mixed; the extra rows come last."""
         ...
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step is given.
+    """The input of a step.
 
     Args:
         images: Augmented and normalized, float32, shape ``[batch, channels, height, width]``.
@@ -48,9 +48,9 @@ class Batch:
         raw: The images before augmentation, uint8, same shape.
         epoch: From 0.
         step: Step of the epoch, from 0.
-        samples: Positions of the images in the training set, int64, shape ``[batch]``; None where they have none.
-        mixed: Second labels where the agent mixes images (CutMix).
-        facts: What a source tells of it, for the metrics: shape ``[]`` each, without a graph.
+        samples: Positions of the images in the training set, int64, shape ``[batch]``; None if they have none.
+        mixed: Second labels if the agent mixes images (CutMix).
+        facts: Values from the source, for the metrics: shape ``[]`` each, without a graph.
     """
 
     images: Tensor
@@ -63,7 +63,7 @@ class Batch:
     facts: Mapping[str, Tensor] = field(default_factory=dict)
 
     def rows(self, part: slice) -> Batch:
-        """Return some of its images, with all that belongs to them."""
+        """Return some of its images, with everything that belongs to them."""
         samples = None if self.samples is None else self.samples[part]
         mixed = None if self.mixed is None else self.mixed.rows(part)
         return Batch(
@@ -72,29 +72,29 @@ class Batch:
 
 
 class Source(Protocol):
-    """Where training batches come from: the same ones whenever an epoch is gone through again."""
+    """A source of training batches, which are the same whenever an epoch is repeated."""
 
     @property
     def images(self) -> int:
-        """How many images an epoch has."""
+        """Number of images per epoch."""
         ...
 
     def batches(self, epoch: int, first: int, size: int) -> Iterator[Batch]:
-        """Yield the full batches of an epoch (from 0), beginning with step ``first``, of ``size`` images each."""
+        """Yield the full batches of an epoch (from 0), starting at step ``first``, with ``size`` images each."""
         ...
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step gives back.
+    """The output of a step.
 
     Args:
         loss: What is minimized, shape ``[]``.
-        terms: Its parts before weighting, shape ``[]`` each, with their graph (for a diagnosis).
+        terms: Its parts before weighting, shape ``[]`` each, with their graph (for diagnosis).
         logits: Of the net being trained, shape ``[batch, classes]``.
-        task: What of the loss comes from the labels alone, shape ``[]``; None where a step does not tell.
-        knowledge: What of it comes from a teacher, shape ``[]``; None likewise.
-        facts: Further values whose mean an epoch's line of the metrics gets, shape ``[]`` each, without a graph.
+        task: The part of the loss that comes from the labels alone, shape ``[]``; None if unknown.
+        knowledge: The part that comes from a teacher, shape ``[]``; None if unknown.
+        facts: More values, averaged in the epoch's line of the metrics, shape ``[]`` each, without a graph.
     """
 
     loss: Tensor
@@ -107,7 +107,7 @@ class StepResult:
 
 Step = Callable[[Batch], StepResult]
 Backward = Callable[[Batch, StepResult, Callable[[Tensor], Tensor]], None]
-"""How a step's result becomes gradients: batch, result, and what scales a loss for reduced precision."""
+"""How a step's result becomes gradients: takes batch, result, and the loss scaling for reduced precision."""
 
 
 def plain_backward(batch: Batch, result: StepResult, scale: Callable[[Tensor], Tensor]) -> None:  # noqa: ARG001
@@ -117,16 +117,16 @@ def plain_backward(batch: Batch, result: StepResult, scale: Callable[[Tensor], T
 
 @dataclass(frozen=True)
 class Partner:
-    """A net that is trained beside the job's model and thrown away: an adapter, a branch, a teacher that learns, too.
+    """A net that is trained along with the job's model and then discarded: an adapter, a branch, a learning teacher.
 
     Its state is in every checkpoint. In a phase that gives its parameters no gradient it does not change.
 
     Args:
-        name: Names its tensors in checkpoints; no other partner of the job has it.
+        name: Names its tensors in checkpoints; unique among the job's partners.
         module: On the job's device.
-        lr_factor: Factor on the learning rate; weight decay is the job's.
-        optimizer: Moves its parameters where the phase's own step calls it; absent: the loop's does.
-        scales: Gives the quantizer scales among its parameters; called once it is at its start.
+        lr_factor: Factor on the learning rate; weight decay is that of the job.
+        optimizer: Updates its parameters when the phase's own step calls it. If omitted, the loop's optimizer does.
+        scales: Returns the quantizer scales among its parameters; called once it is initialized.
     """
 
     name: str
@@ -138,13 +138,13 @@ class Partner:
 
 @dataclass(frozen=True)
 class Moment:
-    """Where a training stands at a step.
+    """The state of a training at a step.
 
     Args:
-        rate: The learning rate over its peak, with the phase's factor.
+        rate: The learning rate relative to its peak, including the phase's factor.
         peak: The largest learning rate.
-        done: Share of the training's steps that are behind it, in ``[0, 1)``.
-        steps: Of the whole training.
+        done: Share of the training's steps that are done, in ``[0, 1)``.
+        steps: Steps of the whole training.
         settles: Whether the phase trains the deployed arithmetic, which high rates break.
     """
 
@@ -156,19 +156,19 @@ class Moment:
 
 
 class StepRule(Protocol):
-    """What has its say at every step of the optimizer: on rates and gradients before it, on weights after it."""
+    """A rule that acts at every optimizer step: on rates and gradients before it, on weights after it."""
 
     @property
     def name(self) -> str:
-        """Return what names its tensors in checkpoints; no other rule of the job has it."""
+        """Return the name of its tensors in checkpoints; unique among the job's rules."""
         ...
 
     def before(self, moment: Moment) -> None:
-        """Change rates of groups or gradients, which are unscaled and clipped."""
+        """Change the groups' rates, or the gradients, which are unscaled and clipped."""
         ...
 
     def after(self, moment: Moment) -> None:
-        """Look at what the step did to the weights, and change them."""
+        """Inspect what the step did to the weights, and change them."""
         ...
 
     def facts(self) -> Mapping[str, float]:
@@ -180,20 +180,20 @@ class StepRule(Protocol):
         ...
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what :meth:`state` returned; model and optimizer are in place already."""
+        """Restore what :meth:`state` returned; model and optimizer are already restored."""
         ...
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of epochs with one step.
+    """A range of epochs with the same step.
 
     Args:
         name: Shown in logs.
         epochs: Its length.
         step: The forward pass and the loss.
         enter: Called at the start of each of its epochs, after ``model.train()``.
-        hold: Context that is open while it trains (hooks).
+        hold: Context that is active while it trains (hooks).
         allows_autocast: Whether reduced precision may be used.
         lr_factor: Factor on the scheduled learning rate.
         backward: Turns the step's result into gradients.
@@ -227,15 +227,15 @@ class Job:
         phases: In order; their epochs add up to ``config.epochs``.
         seed: The run's seed.
         device: Where to train.
-        folder: Gets ``metrics.jsonl`` and ``checkpoint/``.
-        fingerprint: Name -> hash of what the training was made from; a checkpoint made from something else is refused.
-        settings: What of the config it follows beside ``config``: plain values by name, compared as the fingerprint is.
-        scales: Gives the quantizer scales among the model's parameters; called once the model is at its start.
+        folder: Receives ``metrics.jsonl`` and ``checkpoint/``.
+        fingerprint: Name -> hash of each input of the training; a checkpoint with other inputs is refused.
+        settings: Settings it depends on besides ``config``: plain values by name, compared like the fingerprint.
+        scales: Returns the quantizer scales among the model's parameters; called once the model is initialized.
         others: Role -> further models that a diagnosis watches.
-        partners: Nets that are trained beside the model.
-        source: Makes what gives the training batches; absent: the images of ``splits.train`` with ``agent``.
-        log: What is written of each epoch beside ``metrics.jsonl``.
-        rules: Makes what has its say at every step, for an optimizer and the model at its start.
+        partners: Nets that are trained along with the model.
+        source: Builds the source of the training batches. If omitted: ``splits.train`` with ``agent``.
+        log: What to write for each epoch in addition to ``metrics.jsonl``.
+        rules: Builds the rules that act at every step, from an optimizer and the initialized model.
         takes_images: Whether the model can be called with a batch of images alone; a generator takes latents.
     """
 
@@ -262,14 +262,14 @@ class Job:
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a training was.
+    """The result of a training.
 
     Args:
         epochs: Its length.
-        seconds: Spent training, validation apart, over all interruptions.
-        images_per_second: Training images, over those seconds.
+        seconds: Time spent training, without validation, over all interruptions.
+        images_per_second: Training images per second of that time.
         rows: The lines of ``metrics.jsonl``.
-        kept_epoch: Whose weights the model has, from 1; None: the last one's.
+        kept_epoch: The epoch whose weights the model has, from 1; None for the last one.
     """
 
     epochs: int

@@ -1,7 +1,7 @@
 """The training loop: move data, augment, normalize, call the step, the optimizer and the log; resume bit for bit.
 
-Every random draw comes from a stream named by role, epoch and step, so that a checkpoint needs no generator's state:
-the step that follows it draws what it would have drawn anyway.
+Every random draw comes from a stream named by role, epoch and step, so a checkpoint needs no generator state: the step
+that follows it draws what it would have drawn anyway.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ from qkd.training.origin import asked_of, kernels_of, other_kernels, other_setti
 from qkd.training.source import source_of
 from qkd.training.state import RULE, below, collect, fill, restore
 
-SHOW_EVERY_STEPS = 10  # on a CUDA device each value shown waits for the device
-SMALLEST_LOSS_SCALE = 2.0**-14  # below it float16 gradients are not too small but broken
+SHOW_EVERY_STEPS = 10  # showing a value synchronizes a CUDA device
+SMALLEST_LOSS_SCALE = 2.0**-14  # below it, float16 gradients are broken rather than too small
 
 
 def fit(job: Job, progress: Progress, begin: Callable[[], None] = lambda: None) -> FitResult:
     """Train, resuming from the last good checkpoint in ``job.folder`` if there is one.
 
-    Afterward the model has its last (or averaged, if that is on) weights.
+    Afterward the model has its last weights, or the averaged ones if averaging is on.
 
     Args:
         job: What to train and how.
         progress: Shows rate and time left.
-        begin: Called if there is no checkpoint, to bring the model to its start (e.g. calibration).
+        begin: Called if there is no checkpoint, to initialize the model (e.g. by calibration).
 
     Returns:
         Times and metrics.
 
     Raises:
-        TrainingError: If loss, gradient or weights are not finite: with step, term and layer.
+        TrainingError: If loss, gradient or weights are not finite; names the step, term and layer.
         ValueError: If phases and epochs do not fit, the training set is empty, or the checkpoint was made from
             something else.
         OSError: If a checkpoint or the metrics cannot be written.
@@ -66,7 +66,7 @@ def fit(job: Job, progress: Progress, begin: Callable[[], None] = lambda: None) 
 
 @dataclass
 class _Position:
-    """Where a training stands; all of it goes into checkpoints."""
+    """The position of a training; all of it is saved in checkpoints."""
 
     epoch: int = 0
     step: int = 0
@@ -76,14 +76,14 @@ class _Position:
 
 
 class Trainer:
-    """A training that stands at some step: it advances by epochs, and its whole state can be taken and put back.
+    """A training at some step: it advances by epochs, and its whole state can be saved and restored.
 
     :func:`fit` runs one to its end with files; a search alternates many (``equip``, ``restore``, ``train_epoch``,
-    ``state``). Whoever holds one forks PyTorch's global generators: each step seeds them (dropout).
+    ``state``). Callers must fork PyTorch's global generators, since each step seeds them (dropout).
 
     Args:
         job: What to train and how.
-        progress: Where to talk.
+        progress: Where to report.
 
     Raises:
         ValueError: If phases and epochs do not fit, the training set is empty, or several devices cannot share a batch.
@@ -95,20 +95,20 @@ class Trainer:
         self.batch_size = min(job.data.batch_size, self.source.images)
         if self.batch_size == 0:
             raise ValueError("the training set is empty: lower data.val_fraction, or use another data set")
-        self.engine.share(self.batch_size)  # refused here, and not at the first batch
+        self.engine.share(self.batch_size)  # fail here rather than at the first batch
         self.steps = self.source.images // self.batch_size
         if sum(phase.epochs for phase in job.phases) != job.config.epochs:
-            raise ValueError(f"epochs of the phases do not add up to train.epochs={job.config.epochs}")
+            raise ValueError(f"the epochs of the phases do not add up to train.epochs={job.config.epochs}")
         self._compute_as(unraced(asked_of(job)))
         self.store = CheckpointStore(job.folder / "checkpoint", progress.warn)
         self.log = EpochLog(job.folder, job.role, job.log)
         self.best = BestWeights() if job.config.keep == "best" else None
         if self.best is not None and len(job.splits.val) == 0:
-            raise ValueError("`keep: best` chooses by validation images, and there are none: raise data.val_fraction")
+            raise ValueError("`keep: best` needs validation images, but there are none: raise data.val_fraction")
         self.at = _Position()
         self.sums: dict[str, Tensor] = {}
         self.saved_at = time.monotonic()
-        self.kernels_then: object = None  # of the checkpoint it resumes from, until they are compared
+        self.kernels_then: object = None  # those of the checkpoint it resumes from, until they are compared
 
     def _compute_as(self, choice: Choice) -> None:
         self.arithmetic, self.format = choice, choice.torch_format
@@ -118,7 +118,7 @@ class Trainer:
         self.job.model.to(memory_format=self.format)
 
     def start(self, begin: Callable[[], None]) -> None:
-        """Bring everything to where training resumes: the last good checkpoint, or the beginning."""
+        """Restore the last good checkpoint, or start from the beginning."""
         checkpoint = self.store.load()
         seen = None if checkpoint is None else [checkpoint.state["epoch"], checkpoint.state["step"]]
         agree({"checkpoint (epoch, step)": seen, "images": self.source.images}, self.engine, self.job.role)
@@ -139,7 +139,7 @@ class Trainer:
     def _choose(self, state: Mapping[str, Any] | None) -> None:
         choice = decided(asked_of(self.job), self.batch_size, self.source.images, state)
         is_same = (choice.precision, choice.torch_format) == (self.arithmetic.precision, self.format)
-        if is_same:  # set up already, and a note on it is given already
+        if is_same:  # already set up, with its note shown
             self.arithmetic = choice
         else:
             self._compute_as(choice)
@@ -176,7 +176,7 @@ class Trainer:
         return FitResult(epochs, self.at.seconds, images / seconds, tuple(self.at.rows), kept)
 
     def train_epoch(self, tracker: Tracker) -> None:
-        """Train to the end of the epoch it stands in, and score the validation images, if there are any.
+        """Train to the end of the current epoch, and score the validation images, if there are any.
 
         Raises:
             TrainingError: If loss, gradient or weights are not finite.
@@ -189,7 +189,7 @@ class Trainer:
             phase.begin()
         with phase.hold(), self.engine.training(self._nets()):
             self._steps(phase, self.source.batches(at.epoch, at.step, self.batch_size), tracker)
-        self._be_alike()  # unsynchronized batch norm: the running statistics of the first one count
+        self._be_alike()  # with unsynchronized batch norm, the first process's running statistics are used
         lr = phase.lr_factor * learning_rate(job.config, (at.epoch + 1) * self.steps - 1, self.steps)
         at.rows.append(self._row(phase, lr))
         self._offer(at.rows[-1]["val_accuracy"])
@@ -239,7 +239,7 @@ class Trainer:
         return Moment(lr / peak, peak, (self.at.epoch * self.steps + self.at.step) / total, total, phase.settles)
 
     def _forward(self, phase: Phase, batch: Batch) -> StepResult:
-        others = (self.engine.rank,) if self.engine.rank else ()  # else all would drop the same of their own images
+        others = (self.engine.rank,) if self.engine.rank else ()  # else all would use the same dropout masks
         torch.manual_seed(derive(self.job.seed, self.job.role, "model", batch.epoch, batch.step, *others))
         with self.precision.context(enabled=phase.allows_autocast):
             return phase.step(batch)
@@ -248,14 +248,14 @@ class Trainer:
         return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
 
     def _require_finite(self, phase: Phase, batch: Batch, result: StepResult, loss: Tensor) -> None:
-        """Clip the gradient if asked for, and stop before a broken one reaches the weights."""
+        """Clip the gradient if requested, and stop before a non-finite one reaches the weights."""
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.get_total_norm(self._gradients())
         limit = self.job.config.clip_grad_norm
         if limit is not None:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, limit, norm)
         finite = torch.isfinite(loss)
-        if self.precision.needs_scaler:  # an overflow is the scaler's to handle, unless scaling down does not help
+        if self.precision.needs_scaler:  # the scaler handles an overflow, unless scaling down does not help
             finite = finite & (self.scaler.get_scale() > SMALLEST_LOSS_SCALE)
         else:
             finite = finite & torch.isfinite(norm)
@@ -267,15 +267,15 @@ class Trainer:
             repeated = self._forward(phase, batch)
             return repeated.loss, repeated.terms
 
-        with alone():  # each process looks at its own images
+        with alone():  # each process inspects its own images
             own = diagnose({self.job.role: self.job.model, **self.job.others}, rerun)
         found = [json.loads(text) for text in self.engine.texts(json.dumps([is_here, *own]))]
-        _, term, layer, facts = max(found, key=lambda one: bool(one[0]))  # of who has a broken loss
+        _, term, layer, facts = max(found, key=lambda one: bool(one[0]))  # from the process with the broken loss
         return TrainingError(
             f"{self.job.role}: loss {float(loss):.6g}, gradient norm {float(norm):.6g} at epoch {batch.epoch + 1}, "
             f"step {batch.step + 1} of {self.steps} ({phase.name}); run again with hooks: {facts}. "
             f"The weights before this step are kept in the last checkpoint; lower train.lr, raise "
-            f"train.warmup_epochs or set train.clip_grad_norm, under another name",
+            f"train.warmup_epochs or set train.clip_grad_norm, and give the run another name",
             epoch=batch.epoch + 1,
             step=batch.step + 1,
             term=term,
@@ -315,7 +315,7 @@ class Trainer:
         }
 
     def score(self, split: Split) -> float | None:
-        """Return the accuracy on a split in eval mode, of the averaged weights where there are any."""
+        """Return the accuracy on a split in eval mode, with the averaged weights if there are any."""
         job = self.job
         context = self.average.applied(job.model) if self.average is not None else nullcontext()
         with context:
@@ -331,11 +331,11 @@ class Trainer:
         return [self.job.model, *(partner.module for partner in self.job.partners)]
 
     def _be_alike(self) -> None:
-        """Give all processes the nets of the first."""
+        """Copy the first process's nets to all processes."""
         self.engine.copy_first(self._nets())
 
     def _phase_and_first_epoch(self) -> tuple[Phase, int]:
-        """Return the phase that the epoch is in, and the phase's first epoch."""
+        """Return the phase of the current epoch, and the phase's first epoch."""
         first = 0
         for phase in self.job.phases:
             if self.at.epoch < first + phase.epochs:
@@ -356,7 +356,7 @@ class Trainer:
             raise TrainingError(
                 f"{self.job.role}: weights are not finite after epoch {self.at.epoch + 1}, step {self.at.step}: "
                 f"{', '.join(broken[:3])}; no checkpoint is written, the last one is kept; lower train.lr, raise "
-                f"train.warmup_epochs or set train.clip_grad_norm, under another name",
+                f"train.warmup_epochs or set train.clip_grad_norm, and give the run another name",
                 epoch=self.at.epoch + 1,
                 step=self.at.step,
                 layer=broken[0],
@@ -389,10 +389,10 @@ class Trainer:
         self.saved_at = time.monotonic()
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Put back what :meth:`state` returned, bit for bit.
+        """Restore what :meth:`state` returned, bit for bit.
 
         Raises:
-            ValueError: If it belongs to another model.
+            ValueError: If the checkpoint belongs to another model.
         """
         state = checkpoint.state
         restore(checkpoint.tensors, self.job.model, self.optimizer, self.average, self.job.partners)
@@ -412,9 +412,9 @@ class Trainer:
         self.progress.say(f"{self.job.role}: resuming from the checkpoint at {where}")
 
     def _tell_of_other_kernels(self) -> None:
-        """Say, once a step has run, where other kernels run than before the interruption."""
+        """Report, once a step has run, which kernels differ from those before the interruption."""
         for change in other_kernels(self.kernels_then, kernels_of(self.job)) if self.kernels_then else ():
-            self.progress.warn(f"{self.job.role}: {change}; what follows may differ in the last bits")
+            self.progress.warn(f"{self.job.role}: {change}; results may now differ in the last bits")
         self.kernels_then = None
 
     def _require_same_origin(self, state: Mapping[str, Any]) -> None:

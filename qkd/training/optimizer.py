@@ -1,4 +1,4 @@
-"""The optimizer of a training: groups of parameters with their own rates, and the rate of every step."""
+"""The optimizer of a training: parameter groups with separate rates, and the rate of every step."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def build_optimizer(
 ) -> Optimizer:
     """Build the optimizer of a training.
 
-    Three groups, empty ones left out: ``weights`` (rank 2 and more, with weight decay), ``offsets`` (biases and
-    norms, without), ``scales`` (quantizer scales, without, at ``scale_lr_factor`` times the learning rate). Each group
-    has the keys ``role`` and ``lr_factor``.
+    There are three groups, without the empty ones: ``weights`` (rank 2 and higher, with weight decay), ``offsets``
+    (biases and norms, without), ``scales`` (quantizer scales, without, at ``scale_lr_factor`` times the learning rate).
+    Each group has the keys ``role`` and ``lr_factor``.
 
     Args:
         model: Its parameters that require a gradient are trained.
         config: Kind, learning rate, momentum and weight decay.
         scales: Parameters of the model that are quantizer scales, whatever their rank.
-        partners: Nets trained along: up to three more groups each, at their own factor of the learning rate.
+        partners: Nets trained along with it: up to three more groups each, with their own learning-rate factor.
 
     Returns:
         SGD with Nesterov momentum, or AdamW.
@@ -40,11 +40,11 @@ def build_optimizer(
     """
     groups = _groups(model, config, {id(scale) for scale in scales})
     if not groups:
-        raise ValueError("the model has no parameter that requires a gradient, so there is nothing to train")
+        raise ValueError("the model has no trainable parameters: none of them requires a gradient")
     for partner in partners:
         groups += _groups(partner.module, config, {id(scale) for scale in partner.scales()}, partner.lr_factor)
     if config.optimizer == "sgd":
-        nesterov = config.momentum > 0  # Nesterov's form needs a momentum
+        nesterov = config.momentum > 0  # the Nesterov form needs momentum
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov)
     return torch.optim.AdamW(groups, lr=config.lr)
 
@@ -77,12 +77,12 @@ def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float
     Args:
         config: Peak rate, kind of schedule, warm-up and length.
         step: Steps done before this one, over all epochs, from 0.
-        steps_per_epoch: Optimizer steps an epoch.
+        steps_per_epoch: Optimizer steps per epoch.
 
     Returns:
         The rate. The warm-up rises linearly and reaches the peak at its last step. ``cosine`` falls from the peak
         toward 0 over the steps after the warm-up; ``step`` multiplies by ``gamma`` at each milestone (a fraction of
-        all steps, warm-up included); ``constant`` stays.
+        all steps, warm-up included); ``constant`` stays at the peak.
     """
     total, warmup = config.epochs * steps_per_epoch, round(config.warmup_epochs * steps_per_epoch)
     if step < warmup:

@@ -1,6 +1,6 @@
-"""What a checkpoint was made from and with: settings that must be the same to resume, kernels that are reported.
+"""The origin of a checkpoint: settings that must be the same to resume, and kernels whose changes are reported.
 
-Settings are compared where both sides have them: a version that adds a key still resumes from older checkpoints.
+Settings are compared if both sides have them, so a version that adds a key still resumes from older checkpoints.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from qkd.training.arithmetic.choice import Asked
 from qkd.training.job import Job
 from quantizers import is_fused
 
-BIT_EQUAL = {"augmentation"}  # compiled or not, it has the same bits: kept for the record alone
+BIT_EQUAL = {"augmentation"}  # compiled or not, it gives the same bits: kept only for the record
 
 
 def asked_of(job: Job) -> Asked:
-    """Return what is asked of a training's arithmetic, and what a race needs to know of it."""
-    # Methods that train more nets, some through second derivatives, keep float32 unless somebody asks for less.
+    """Return what is requested of a training's arithmetic, and what a race needs to know about it."""
+    # Methods that train more nets, some through second derivatives, keep float32 unless the config requests less.
     may_reduce = not job.partners and any(phase.allows_autocast for phase in job.phases)
     return Asked(
         job.config.precision, job.config.memory_format, job.config.epochs, job.splits.train.image_shape, job.model,
@@ -33,7 +33,7 @@ def asked_of(job: Job) -> Asked:
 
 
 def settings_of(job: Job, batch_size: int) -> dict[str, Any]:
-    """Return what a training's result depends on that is neither a file nor the net: plain values by name."""
+    """Return what a training's result depends on besides files and the net: plain values by name."""
     train, engine = job.config.model_dump(mode="json", exclude=set(SAVING)), current()
     return {
         **job.settings,
@@ -49,19 +49,19 @@ def settings_of(job: Job, batch_size: int) -> dict[str, Any]:
 
 
 def kernels_of(job: Job) -> dict[str, Any]:
-    """Return which arithmetic runs: results of another are as good, but not the same to the last bit."""
+    """Return which kernels run: results with other kernels are as good, but not identical to the last bit."""
     found: dict[str, Any] = {"device": job.device.type, "devices": current().size}
     if job.device.type == "cpu":
         found["threads"] = torch.get_num_threads()
     if any(True for _ in job.scales()):
         found["quantizer kernels"] = "fused" if is_fused() else "eager"
-    if native.load.cache_info().currsize:  # else no image was augmented yet, and asking would compile it
+    if native.load.cache_info().currsize:  # otherwise no image has been augmented yet, and a call would compile it
         found["augmentation"] = "compiled" if native.load() is not None else "not compiled"
     return found
 
 
 def other_settings(then: object, now: Mapping[str, Any]) -> list[str]:
-    """Return a text for each setting that is another now."""
+    """Return a text for each setting that has changed."""
     if not isinstance(then, Mapping):
         return []
     before = in_new_spelling(then, is_stored=True)
@@ -70,6 +70,6 @@ def other_settings(then: object, now: Mapping[str, Any]) -> list[str]:
 
 
 def other_kernels(then: object, now: Mapping[str, Any]) -> list[str]:
-    """Return a text for each kind of kernel that is another now, those left out whose results are bit-equal."""
+    """Return a text for each kind of kernel that has changed, except those with bit-equal results."""
     kept = {key: value for key, value in now.items() if key not in BIT_EQUAL}
     return other_settings(then, kept)

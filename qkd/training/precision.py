@@ -12,7 +12,7 @@ from qkd.engines.engine import current
 
 @contextmanager
 def cpu_threads(threads: int | None) -> Iterator[None]:
-    """Use this many CPU threads within a block, and the former number after it.
+    """Use this many CPU threads within a block, and the previous number after it.
 
     Args:
         threads: At least 1; None changes nothing.
@@ -33,12 +33,12 @@ def cpu_threads(threads: int | None) -> Iterator[None]:
 
 
 def choose_device(requested: str) -> torch.device:
-    """Return the device of a config's ``device``: ``auto`` is CUDA where there is one, else the CPU.
+    """Return the device of a config's ``device``: ``auto`` is CUDA if available, else the CPU.
 
-    Of several processes on a machine each has its own GPU, unless one is named by its number.
+    Each of several processes on a machine gets its own GPU, unless the config names one by its number.
 
     Raises:
-        ValueError: If a CUDA device is asked for and is not there.
+        ValueError: If a CUDA device is requested but not available.
     """
     if requested == "auto":
         requested = "cuda" if torch.cuda.is_available() else "cpu"
@@ -46,5 +46,5 @@ def choose_device(requested: str) -> torch.device:
         requested = f"cuda:{current().local_rank}"
     device = torch.device(requested)
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise ValueError(f"device: {requested} was requested, but PyTorch sees no such device; use device=auto or cpu")
+        raise ValueError(f"device: {requested} was requested, but PyTorch finds no such device; use device=auto or cpu")
     return device

@@ -1,4 +1,4 @@
-"""Where training batches come from: images with an agent, or whatever a job brings in their place."""
+"""Sources of training batches: images with an agent, or whatever a job uses instead."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from qkd.training.job import Batch, Job, Source
 
 
 def source_of(job: Job) -> Source:
-    """Return the source of a job's batches: its own, or its training images with its agent."""
+    """Return the source of a job's batches: a custom one, or its training images with its agent."""
     if job.source is None:
         return ImageSource(job)
     return job.source(job) if current().size == 1 else SharedSource(job.source(job))
 
 
 class SharedSource:
-    """The rows of this process, of batches that every process has whole.
+    """This process's rows of batches that every process has in full.
 
     Args:
-        source: Gives the same batches in all processes.
+        source: Yields the same batches in all processes.
     """
 
     def __init__(self, source: Source) -> None:
@@ -46,9 +46,9 @@ class SharedSource:
 
 
 class ImageSource:
-    """Training images, in an order of the epoch's own, augmented and normalized.
+    """Training images, in a separate order for each epoch, augmented and normalized.
 
-    What an image becomes depends on seed, role, epoch and its place in the data set, not on its batch, nor on which of
+    An augmented image depends on seed, role, epoch and position in the data set, but not on its batch or on which of
     several devices trains on it.
 
     Args:
@@ -64,17 +64,17 @@ class ImageSource:
         return len(self._job.splits.train)
 
     def batches(self, epoch: int, first: int, size: int) -> Iterator[Batch]:
-        """Yield the full batches of an epoch; of each, where several devices train, the rows of this process.
+        """Yield the full batches of an epoch; if several devices train, this process's rows of each.
 
         Args:
             epoch: From 0.
-            first: Step to begin with, from 0.
-            size: Images a batch, positive, over all devices.
+            first: First step, from 0.
+            size: Images per batch, positive, over all devices.
         """
         job, more = self._job, self._job.agent.following
         order = epoch_order(self.images, stream(job.seed, job.role, "order", epoch))
         end, part = self.images // size * size, current().share(size)
-        rest = torch.cat([order, order[:more]])[first * size : end + more]  # after the last the first
+        rest = torch.cat([order, order[:more]])[first * size : end + more]  # the first follow the last
         batches = iterate(
             _shown(job, epoch), rest, size, job.device, drop_last=True, workers=job.data.workers, following=more,
             part=part,
@@ -86,13 +86,13 @@ class ImageSource:
         job = self._job
         generator = stream(job.seed, job.role, "augment", epoch)
         augmented, mixed = job.agent.with_labels(images, labels, generator=generator, epoch=epoch, samples=samples)
-        shown = normalize(augmented[:size], job.splits.mean, job.splits.std)  # what follows has given its pixels
+        shown = normalize(augmented[:size], job.splits.mean, job.splits.std)  # the extra images have given their pixels
         second = None if mixed is None else mixed.first(size)
         return Batch(shown, labels[:size], images[:size], epoch, step, samples[:size], second)
 
 
 def _shown(job: Job, epoch: int) -> Split:
-    """Return the training images, of files perhaps the piece that belongs to an epoch."""
+    """Return the training images; of image files, perhaps the crop that belongs to an epoch."""
     train, data = job.splits.train, job.data
     is_reduced, has_pieces = data.train_decode == "reduced", data.train_crop == "random"
     if not isinstance(train, FolderSplit) or not (is_reduced or has_pieces):
@@ -104,16 +104,16 @@ def _shown(job: Job, epoch: int) -> Split:
 
 @dataclass(frozen=True)
 class PieceNumbers:
-    """Random numbers for the pieces of an epoch, by the images' positions; a value, so that worker processes get it.
+    """Random numbers for the crops of an epoch, by the images' positions; a value that worker processes can receive.
 
     Args:
-        key: Names role and epoch of a training.
+        key: Names the role and epoch of a training.
     """
 
     key: int
 
     def __call__(self, samples: Tensor, count: int) -> list[list[float]]:
-        """Return ``count`` numbers in [0, 1) for each of these positions."""
+        """Return ``count`` numbers in [0, 1) for each position."""
         numbers: list[list[float]] = SampleDraws(self.key, samples.numpy()).uniform(Use.PIECE, count).tolist()
         return numbers
 
@@ -121,8 +121,8 @@ class PieceNumbers:
 def _with_places(
     batches: Iterable[tuple[Tensor, Tensor]], order: Tensor, size: int, following: int, part: slice
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield images, labels and positions in the training set of each batch and of what follows it."""
-    # Killed after the last step of an epoch was saved, nothing is left of it.
+    """Yield images, labels and training-set positions of each batch and of the images that follow it."""
+    # If the training was killed after saving the last step of an epoch, no batch of it is left.
     starts = range(0, len(order) - following, size)
     for (images, labels), start in zip(batches, starts, strict=True):
         yield images, labels, order[start + part.start : start + part.stop + following]

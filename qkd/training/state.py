@@ -1,4 +1,4 @@
-"""A training's state as named tensors and back: weights, buffers, optimizer, averages."""
+"""Convert a training's state to named tensors and back: weights, buffers, optimizer, averages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def collect(
     """Return every tensor that a training needs to resume, by name.
 
     Names are ``model/<state name>``, ``optimizer/<parameter name>/<key>``, ``average/<parameter name>``, and the first
-    two again behind ``partner/<name>/``.
+    two again after ``partner/<name>/``.
     """
     tensors = {MODEL + name: tensor for name, tensor in model.state_dict().items()}
     tensors.update({OPTIMIZER + name: tensor for name, tensor in _moments(model, optimizer).items()})
@@ -44,7 +44,7 @@ def restore(
     average: WeightAverage | None,
     partners: Sequence[Partner] = (),
 ) -> None:
-    """Put the tensors of :func:`collect` back, bit for bit.
+    """Restore the tensors of :func:`collect`, bit for bit.
 
     Raises:
         ValueError: If they belong to another model.
@@ -65,17 +65,17 @@ def restore(
 
 @torch.no_grad()
 def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy a whole state into a model, in place.
+    """Copy a complete state into a model, in place.
 
-    Every parameter stays the object it is (an optimizer holds it), and no load hook runs: Brevitas' own would build the
-    quantizers again.
+    Every parameter remains the same object (an optimizer holds it), and no load hook runs: those of Brevitas would
+    rebuild the quantizers.
 
     Args:
         model: Receives the tensors.
-        tensors: Exactly the names and shapes of its ``state_dict()`` (but for records of grids, which old ones lack).
+        tensors: Exactly the names and shapes of its ``state_dict()`` (except grid records, which old ones lack).
 
     Raises:
-        ValueError: If names or shapes differ, or a student's grids; the model is untouched then.
+        ValueError: If names, shapes or a student's grids differ; the model is then untouched.
     """
     own = model.state_dict()
     try:
@@ -95,7 +95,7 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _moments(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    """Return ``<parameter name>/<key>`` -> tensor of what an optimizer keeps for a model's parameters."""
+    """Return ``<parameter name>/<key>`` -> tensor of the optimizer's state for a model's parameters."""
     return {
         f"{name}/{key}": value
         for name, parameter in model.named_parameters()
@@ -122,5 +122,5 @@ def _restore_optimizer(moments: Iterable[tuple[nn.Module, Mapping[str, Tensor]]]
 
 
 def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors whose names begin with a prefix, without it."""
+    """Return the tensors whose names start with a prefix, keyed without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""The training step of a net on its own: cross-entropy with the labels."""
+"""The training step of a single net: cross-entropy with the labels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def supervised_step(model: nn.Module, *, label_smoothing: float = 0.0) -> Step:
     """Return the step that trains ``model`` on the labels alone.
 
     Args:
-        model: Gives logits ``[batch, classes]``.
+        model: Returns logits ``[batch, classes]``.
         label_smoothing: Share of the label spread over all classes, in ``[0, 1)``.
 
     Returns:

@@ -1,3 +1,3 @@
-"""Compares runs: their figures side by side, and which differences are more than noise."""
+"""Comparison of runs: their figures side by side, and which differences are more than noise."""
 
 __all__: list[str] = []

@@ -17,7 +17,7 @@ from qkd.units import megabytes, milliseconds, percent
 HEAD = ["run", "student", "net", "accuracy", "teacher", "size", "FP32 / size", "latency", "FP32 / latency", "needs",
         "state"]  # fmt: skip
 TERMS = (
-    "Accuracy: of the test images, with its 95 % interval; runs on other data sets cannot be compared by it. FP32 / "
+    "Accuracy: on the test images, with its 95 % interval; it is not comparable across data sets. FP32 / "
     "size, FP32 / latency: how many times smaller and faster the student's file is than that of the same net with "
     "32-bit floats. Latencies of different machines cannot be compared; the ratios can, with care."
 )
@@ -29,12 +29,12 @@ class RunRow:
 
     Args:
         run: Its name.
-        student: Its bits, as ``w2a2``; empty before there is a student.
-        net: The student's.
+        student: Its bits, such as ``w2a2``; empty before there is a student.
+        net: The student's net.
         accuracy, teacher_accuracy: Fractions of the test images.
-        interval: 95 % interval of the student's.
-        size_bytes, size_ratio: Of the student's file, and the FP32 file's size over it.
-        median_ms, latency_ratio: Of one inference, and FP32's over it.
+        interval: 95 % interval of the student's accuracy.
+        size_bytes, size_ratio: Size of the student's file, and the FP32 file's size divided by it.
+        median_ms, latency_ratio: Latency of one inference, and FP32's divided by it.
         needs: What runs the file.
         state: ``complete``, or how far it got; what has changed since its report; or why it cannot be read.
     """
@@ -58,10 +58,10 @@ class RunsTable:
     """Runs side by side.
 
     Args:
-        rows: A run each.
-        folder: That was looked through; empty where the runs were named.
-        differences: Of the later runs from the first one, figure by figure.
-        notes: What is to be said of the differences.
+        rows: One run each.
+        folder: The folder that was searched; empty if the runs were named.
+        differences: Differences of the later runs from the first one, figure by figure.
+        notes: Notes on the differences.
     """
 
     rows: tuple[RunRow, ...]
@@ -77,7 +77,7 @@ class RunsTable:
         return rows
 
     def cells(self) -> list[list[str]]:
-        """Return heading and a line for each run, as text."""
+        """Return the heading and one line per run, as text."""
         return [HEAD, *(_cells(row) for row in self.rows)]
 
     def to_text(self) -> str:
@@ -94,7 +94,7 @@ def compare_runs(folders: Sequence[Path]) -> RunsTable:
     """Return run folders side by side, in that order.
 
     Args:
-        folders: Of runs, however far they got; one that is damaged has a line that says so.
+        folders: Run folders, however far they got; a damaged one gets a line that says so.
 
     Raises:
         OSError: If a record cannot be read.
@@ -126,7 +126,7 @@ def runs_below(folder: Path) -> RunsTable:
 
 def render_comparison(table: RunsTable) -> str:
     """Return a page of runs side by side that needs no other file."""
-    from qkd.report.page import fill_template  # here, because a table alone needs no page
+    from qkd.report.page import fill_template  # here, since a table alone needs no page
 
     return fill_template("comparison.html.j2", rows=table.cells(), terms=TERMS, charts=_charts(table),
                          differences=difference_cells(table.differences), notes=table.notes,

@@ -1,4 +1,4 @@
-"""Compare runs with the first of them: accuracy, size and latency, and which of the differences are noise."""
+"""Compare runs with the first one: accuracy, size and latency, and which differences are noise."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from qkd.units import megabytes, milliseconds, percent
 HEAD = ["run", "figure", "first run", "this run", "difference", "95 % interval", "this run is"]
 NOISE, OTHER_IMAGES, SAME_SIZE = "within noise", "not comparable: other test images", "the same size"
 SIZE_NOISE = 0.01  # names and versions in a file's metadata differ by less
-SAME_MACHINE = ("cpu", "onnxruntime")  # of the record of a machine
+SAME_MACHINE = ("cpu", "onnxruntime")  # keys of a machine's record
 SAME_SETTINGS = ("threads", "batch_size")
 STUDENT = "student"  # a measured model's name is this, or begins with it: `student, low-bit provider`
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A figure of a run beside that of the first.
+    """A figure of a run next to that of the first run.
 
     Args:
-        run: Its name.
-        against: That of the first run.
-        position: Of the run among all that are compared, from 0.
+        run: The run's name.
+        against: The first run's name.
+        position: Position of the run among all compared runs, from 0.
         figure: ``accuracy``, ``file``, or ``latency, DEVICE[, PROVIDER]``.
-        first, this: Fractions of the test images, bytes or milliseconds.
+        first, this: Both values: fractions of the test images, bytes or milliseconds.
         verdict: ``better``, ``worse``, ``smaller``, ``larger``, ``faster``, ``slower``, ``the same size``, ``within
             noise``, or why the two cannot be compared.
-        difference: Of accuracies, this minus first; of sizes and latencies, this over first.
-        interval: 95 % interval of the difference of accuracies; None where there is none.
+        difference: For accuracies, this minus first; for sizes and latencies, this divided by first.
+        interval: 95 % interval of the difference of accuracies; None if there is none.
         is_paired: Whether the interval compares the answers image by image.
     """
 
@@ -59,8 +59,8 @@ def differences(folders: Sequence[Path], summaries: Sequence[RunSummary | None])
     """Return the differences of runs from the first one that has a student.
 
     Args:
-        folders: Of the runs.
-        summaries: Theirs; None where one cannot be read.
+        folders: The run folders.
+        summaries: Their summaries; None for a run that cannot be read.
     """
     known = [
         _Student(position, folder, summary, summary.student)
@@ -71,22 +71,22 @@ def differences(folders: Sequence[Path], summaries: Sequence[RunSummary | None])
 
 
 def difference_cells(found: Sequence[Difference]) -> list[list[str]]:
-    """Return heading and a line for each difference, as text."""
+    """Return the heading and one line per difference, as text."""
     return [HEAD, *(_cells(one) for one in found)]
 
 
 def difference_notes(found: Sequence[Difference], folders: Sequence[Path]) -> list[str]:
-    """Return what is to be said of differences, and how to get those that are missing.
+    """Return notes on the differences, and on how to get missing ones.
 
     Args:
         found: The differences.
-        folders: Of the runs.
+        folders: The run folders.
     """
     notes = []
     if unpaired := list(dict.fromkeys(one.run for one in found if one.interval and not one.is_paired)):
         notes.append(
             f"accuracy of {', '.join(unpaired)}: not compared image by image, which would give a narrower interval; "
-            f"`qkd export RUN`, with each of the runs, records what that needs"
+            f"`qkd export RUN`, for each of the runs, records what that needs"
         )
     if found and not any("provider" in one.figure for one in found):
         runs = shlex.join([*dict.fromkeys(str(folder) for folder in folders)])
@@ -124,7 +124,7 @@ def _of_accuracy(first: _Student, this: _Student, theirs: float, ours: float) ->
     counts = this.summary.test_images, first.summary.test_images
     parts = [_test_part(one.folder) for one in (first, this)]
     if counts[0] is None or counts[1] is None:
-        return {"verdict": "not known: no number of test images", "difference": ours - theirs}
+        return {"verdict": "unknown: no number of test images", "difference": ours - theirs}
     if counts[0] != counts[1] or (None not in parts and parts[0] != parts[1]):
         return {"verdict": OTHER_IMAGES}
     answers = [_answers(one.summary) for one in (this, first)]
@@ -139,7 +139,7 @@ def _of_accuracy(first: _Student, this: _Student, theirs: float, ours: float) ->
 
 
 def _test_part(folder: Path) -> object:
-    """Return what a run's test images are; None where it has no record of them."""
+    """Return the record of a run's test images; None if it has none."""
     facts = read_json(folder / "data.json")
     return (facts.get("classes"), facts["test"]) if "test" in facts else None
 
@@ -150,7 +150,7 @@ def _answers(summary: RunSummary) -> npt.NDArray[np.bool_] | None:
 
 
 def _measured_alike(first: RunSummary, this: RunSummary) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
-    """Yield the students' measurements in both runs: of the same machine, with the same settings and provider."""
+    """Yield the students' measurements in both runs on the same machine, with the same settings and provider."""
     measured = {bench.get("device"): bench for bench in first.devices}
     for bench in this.devices:
         other = measured.get(bench.get("device"), {})
@@ -168,7 +168,7 @@ def _setting(bench: Mapping[str, Any]) -> tuple[object, ...]:
 
 
 def _of_medians(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> tuple[str, float]:
-    """Return verdict and ratio of two medians; noise where p10..p90 overlap, or the medians hardly differ."""
+    """Return the verdict and ratio of two medians; noise if p10..p90 overlap or the medians hardly differ."""
     ratio = ours["median_ms"] / theirs["median_ms"]
     low, high = (theirs, ours) if ratio > 1 else (ours, theirs)
     overlap = (high.get("p10_ms") or math.inf) <= (low.get("p90_ms") or 0.0)

@@ -1,3 +1,3 @@
-"""What a report says before its tables: a verdict, classes that are confused, pictures, terms."""
+"""What a report shows before its tables: a verdict, confused classes, pictures, terms."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""Accuracy by class, and which classes are taken for which, from what the export stage wrote."""
+"""Accuracy by class, and which classes are confused, from the files of the export stage."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from qkd.units import percent
 
-MOST_CLASSES = 20  # of a matrix that a page shows; beyond, the pairs that are confused most often
+MOST_CLASSES = 20  # for a page with a matrix; with more, it shows the pairs that are confused most often
 MOST_PAIRS = 10
 CLASS_HEAD = ["class", "test images", "student", "teacher", "mostly taken for"]
 PAIR_HEAD = ["shows", "taken for", "images"]
@@ -20,8 +20,8 @@ class Cell:
     """A cell of a confusion matrix.
 
     Args:
-        images: How many.
-        share: Of its row, 0..1.
+        images: Number of images.
+        share: Share of its row, 0..1.
         is_right: Whether it is on the diagonal.
     """
 
@@ -31,7 +31,7 @@ class Cell:
 
 
 def class_table(predictions: Mapping[str, Any]) -> list[list[str]]:
-    """Return heading and a line for each class, the worst first; only the heading where nothing is known."""
+    """Return the heading and one line per class, worst first; only the heading if nothing is known."""
     if not predictions:
         return [CLASS_HEAD]
     ours, theirs = (_counts(predictions, name) for name in ("student", "teacher"))
@@ -49,7 +49,7 @@ def class_table(predictions: Mapping[str, Any]) -> list[list[str]]:
 
 
 def confusion_matrix(predictions: Mapping[str, Any]) -> list[tuple[str, list[Cell]]]:
-    """Return a row for each class: its name, and a cell for each predicted class; empty where there are too many."""
+    """Return one row per class: its name, and a cell for each predicted class; empty if there are too many."""
     names = predictions.get("classes", [])
     if not names or len(names) > MOST_CLASSES:
         return []
@@ -63,7 +63,7 @@ def confusion_matrix(predictions: Mapping[str, Any]) -> list[tuple[str, list[Cel
 
 
 def pair_table(predictions: Mapping[str, Any]) -> list[list[str]]:
-    """Return heading and the pairs of classes that the student confuses most often."""
+    """Return the heading and the pairs of classes that the student confuses most often."""
     names = predictions.get("classes", [])
     pairs = [
         (count, label, found) for (label, found), count in _counts(predictions, "student").items() if label != found
@@ -79,5 +79,5 @@ def _counts(predictions: Mapping[str, Any], name: str) -> Counter[tuple[int, int
 
 
 def class_name(names: Sequence[str], label: int) -> str:
-    """Return the name of a class, or its number where it has none."""
+    """Return the name of a class, or its number if it has none."""
     return names[label] if 0 <= label < len(names) else str(label)

@@ -1,4 +1,4 @@
-"""Pictures of a report, as data within the page: the worst mistakes, and training images as each agent shows them."""
+"""Pictures of a report, embedded in the page: the worst mistakes, and training images as augmented by each agent."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from qkd.files import DamagedFileError
 from qkd.report.findings.confusion import class_name
 from qkd.units import percent
 
-CELL = 72  # pixels that a small picture is enlarged to, by a whole factor
+CELL = 72  # pixels that a small picture is enlarged to, by an integer factor
 MOST_BYTES = 64 * 2**20  # of a file of pictures
 ROLES = ("teacher", "student")
 
 
 @dataclass(frozen=True)
 class Shot:
-    """A picture with what is said of it.
+    """A picture with its caption.
 
     Args:
-        data: ``data:`` address of a PNG.
-        width, height: In pixels of the page.
-        lines: Below it.
+        data: ``data:`` URL of a PNG.
+        width, height: Size in pixels of the page.
+        lines: The caption below it.
     """
 
     data: str
@@ -42,7 +42,7 @@ class Strip:
     """Training images in a row.
 
     Args:
-        title: ``epoch 3``.
+        title: For example ``epoch 3``.
         shots: The pictures.
     """
 
@@ -55,7 +55,7 @@ class Gallery:
     """The pictures of a page.
 
     Args:
-        mistakes: The student's, most confident first.
+        mistakes: The student's mistakes, most confident first.
         agents: Role -> rows of the same images: unchanged, and at some epochs.
     """
 
@@ -64,11 +64,11 @@ class Gallery:
 
 
 def read_gallery(path: Path, classes: Sequence[str]) -> Gallery:
-    """Return the pictures that the export stage kept; none where it kept none.
+    """Return the pictures that the export stage kept; empty if it kept none.
 
     Args:
         path: An npz file of uint8 images.
-        classes: Names.
+        classes: Class names.
 
     Raises:
         DamagedFileError: If it is not what the toolkit writes.
@@ -84,7 +84,7 @@ def read_gallery(path: Path, classes: Sequence[str]) -> Gallery:
             tuple(_mistakes(arrays, classes)), {role: strips for role in ROLES if (strips := _agent(arrays, role))}
         )
     except (ValueError, OSError, EOFError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise DamagedFileError(f"{path}: holds no pictures of a run ({error}); delete it and export again") from error
+        raise DamagedFileError(f"{path}: not the pictures of a run ({error}); delete it and export again") from error
 
 
 def _mistakes(arrays: Mapping[str, npt.NDArray[Any]], classes: Sequence[str]) -> list[Shot]:

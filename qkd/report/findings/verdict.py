@@ -1,15 +1,15 @@
-"""Say in one sentence what a run came to: smaller, faster, and by how much less accurate."""
+"""Sum up a run in one sentence: how much smaller, faster, and less accurate the student is."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
-SAME = 0.02  # medians of one file measured twice differ by up to about two hundredths
+SAME = 0.02  # medians of two measurements of one file differ by up to about 2 %
 
 
 class Figures(Protocol):
-    """What is read of a model's row."""
+    """What is read from a model's row."""
 
     @property
     def size_bytes(self) -> int | None:
@@ -21,18 +21,18 @@ class Figures(Protocol):
 
     @property
     def test_accuracy(self) -> float | None:
-        """Fraction of the test images."""
+        """Accuracy on the test images, as a fraction."""
 
 
 def verdict(student: Figures | None, twin: Figures | None, teacher: Figures | None, *, predictions: Mapping[str, Any],
             parity: Mapping[str, Any], under: Mapping[str, Figures] | None = None) -> str:  # fmt: skip
-    """Return the sentence; empty where there is no student yet.
+    """Return the sentence; empty if there is no student yet.
 
     Args:
         student: Its row.
-        twin: That of the same net in FP32; None where there is none.
-        teacher: That of the net it learned from.
-        predictions: Content of ``predictions.json``, for the spread of the difference; empty where there is none.
+        twin: The row of the same net in FP32; None if there is none.
+        teacher: The row of the net it learned from.
+        predictions: Content of ``predictions.json``, for the spread of the difference; empty if there is none.
         parity: Content of ``parity.json``.
         under: The student's rows under other execution providers, by the provider's name.
     """
@@ -49,7 +49,7 @@ def verdict(student: Figures | None, twin: Figures | None, teacher: Figures | No
 
 
 def points_text(ours: float, theirs: float | None, predictions: Mapping[str, Any]) -> str:
-    """Return the difference of two accuracies in points, with its 95 % half width where it is known."""
+    """Return the difference of two accuracies in points, with its 95 % half-width if known."""
     found = predictions.get("difference")
     if found:
         return f"{_signed(found['value'])} ± {100 * found['half_width']:.1f} accuracy points"
@@ -57,11 +57,11 @@ def points_text(ours: float, theirs: float | None, predictions: Mapping[str, Any
 
 
 def factor_text(ours: float | None, theirs: float | None, words: tuple[str, str, str]) -> str:
-    """Return how many times one figure is another; empty where one is missing.
+    """Return the ratio of two figures in words; empty if one is missing.
 
     Args:
-        ours: Of the student.
-        theirs: Of its FP32 twin.
+        ours: The student's figure.
+        theirs: Its FP32 twin's figure.
         words: Words for less, more, and the same: ``("smaller", "larger", "as large")``.
     """
     if not ours or not theirs:
@@ -73,7 +73,7 @@ def factor_text(ours: float | None, theirs: float | None, words: tuple[str, str,
 
 
 def _costs(student: Figures, twin: Figures | None) -> list[str]:
-    """Return size and speed against the twin; the first of them names it."""
+    """Return size and speed compared with the twin; the first of them names it."""
     if twin is None:
         return []
     pairs = (

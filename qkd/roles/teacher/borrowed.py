@@ -1,4 +1,4 @@
-"""A teacher that is another run's: checked against this run's images, and copied with its hashes."""
+"""A teacher from another run: checked against this run's images, and copied with its hashes."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from qkd.roles.stored import stored_config
 from qkd.run.folder import RunFolder
 from qkd.run.identity import identity
 
-SPLIT = ("seed", "data.val_fraction", "data.train_limit")  # which images are kept from training
+SPLIT = ("seed", "data.val_fraction", "data.train_limit")  # which images are held out from training
 
 
 def borrow_teacher(run: RunFolder, source: Path, progress: Progress) -> None:
-    """Make the teacher of another run this run's; a call that is interrupted starts over.
+    """Copy the teacher of another run to this run; an interrupted call starts over.
 
     Args:
         run: The run.
-        source: The other run's folder; its teacher is complete.
-        progress: Where to say so.
+        source: The other run's folder; its teacher must be complete.
+        progress: Where to report it.
 
     Raises:
-        qkd.data.DataError: If its images, or their domains, are not this run's.
-        ValueError: If its teacher is not complete, or has other settings than this config says.
+        qkd.data.DataError: If its images or their domains are not this run's.
+        ValueError: If its teacher is not complete, or has other settings than in this config.
         OSError: If a file cannot be read or written.
     """
     configs = (stored_config(source), run.config)
@@ -42,8 +42,8 @@ def borrow_teacher(run: RunFolder, source: Path, progress: Progress) -> None:
     others = [f"{key} {before.get(key)} there, {now.get(key)} here" for key in SPLIT if before.get(key) != now.get(key)]
     if others:
         progress.warn(
-            f"teacher.run: training and validation images were divided otherwise ({'; '.join(others)}), so the teacher "
-            f"may have learned from validation images of this run; test images are apart from both"
+            f"teacher.run: training and validation images were split differently ({'; '.join(others)}), so the teacher "
+            f"may have learned from validation images of this run; test images are separate from both"
         )
     found = "search_teacher"
     if "teacher" in run.config.searched_roles and RunFolder(run.config, source.resolve()).is_complete(found):
@@ -55,17 +55,17 @@ def borrow_teacher(run: RunFolder, source: Path, progress: Progress) -> None:
 
 
 def _require_same_domains(theirs: RunConfig, ours: RunConfig, source: Path) -> None:
-    """Raise unless images are in the same domains: else the teacher has seen what this run calls unseen.
+    """Raise unless images are in the same domains; otherwise the teacher has seen what this run calls unseen.
 
     Raises:
-        qkd.data.DataError: If they are not.
+        qkd.data.DataError: If the domains differ.
     """
     there, here = (
         (list((data.domains or {}).items()), data.unseen_domain) for data in (theirs.data, ours.data)
-    )  # the order says which image is in which domain
+    )  # the order determines which image is in which domain
     if there != here:
         raise DataError(
-            f"teacher.run: the teacher of {source} learned from images in other domains (unseen: {there[1] or 'none'}) "
+            f"teacher.run: the teacher of {source} was trained on other domains (unseen: {there[1] or 'none'}) "
             f"than this run's (unseen: {here[1] or 'none'}); set data.domains and data.unseen_domain as there, or let "
             f"this run train its teacher"
         )

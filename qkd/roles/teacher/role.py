@@ -1,4 +1,4 @@
-"""The teacher's place in a run."""
+"""The teacher's role in a run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def teacher_role(context: Context, *, alone: bool = False) -> FloatRole:
 
     Args:
         context: The run.
-        alone: Whether nothing learns with it, whatever the methods of the config say: in a search.
+        alone: Whether nothing learns with it, whatever the methods in the config, as in a search.
     """
     own, run, methods = context.config.teacher, context.run, methods_of(context.config)
 
@@ -38,6 +38,6 @@ def teacher_role(context: Context, *, alone: bool = False) -> FloatRole:
 
 
 def teacher_parts(context: Context) -> Iterator[Role]:
-    """Yield the trainings that belong to the teacher, beside its own."""
+    """Yield the trainings that belong to the teacher, apart from its own."""
     for method in methods_of(context.config):
         yield from method.sub_trainings(context, "teacher")

@@ -1,3 +1,3 @@
-"""Which arithmetic a training runs in, precision and memory format: asked for, or chosen by a short race."""
+"""The arithmetic of a training, precision and memory format: as requested, or chosen by a short race."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""What a training's arithmetic is, where that is stored, and what decides it when nobody has asked for one."""
+"""A training's arithmetic, where it is stored, and how it is chosen when the config requests none."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from qkd.training.arithmetic.native import has_native_bf16
 from qkd.training.arithmetic.precision import PRECISIONS
 from qkd.training.arithmetic.race import TORCH_FORMATS, race, takes_channels_last
 
-FILE = "arithmetic.json"  # in the folder of a training
+FILE = "arithmetic.json"  # in a training's folder
 FORMATS = tuple(TORCH_FORMATS)
 
-# A race takes sixteen steps at most, without the teacher's part: below these a training is over too soon to gain.
+# A race takes at most sixteen steps, without the teacher's part: a training below these limits is too short to gain.
 LEAST_STEPS = 800
-LEAST_VALUES = 50_000_000  # pixel values seen in all, channels counted: a seventh of an epoch of CIFAR-10
-MARGIN = 0.9  # of float32's time: what reduced precision must stay below to be worth its rounding
+LEAST_VALUES = 50_000_000  # pixel values seen in total, including channels: a seventh of an epoch of CIFAR-10
+MARGIN = 0.9  # of float32's time: reduced precision must be faster than this to be worth its rounding
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Choice:
     Args:
         precision: ``float32``, ``bf16`` or ``fp16``, which are mixed with float32.
         memory_format: ``contiguous`` or ``channels_last``.
-        reason: Why, for people.
-        step_ms: Milliseconds a step of the race, by candidate; empty where none was run.
+        reason: Why it was chosen, for the user.
+        step_ms: Milliseconds per step of the race, by candidate; empty if no race was run.
     """
 
     precision: str
@@ -44,13 +44,15 @@ class Choice:
 
     @property
     def torch_format(self) -> torch.memory_format:
-        """Return the memory format as PyTorch calls it."""
+        """Return the memory format as a PyTorch object."""
         return TORCH_FORMATS[self.memory_format]
 
     def told(self) -> str:
-        """Return it as a line for people, with the times of the race."""
+        """Return the choice as one line of text, with the times of the race."""
         times = ", ".join(f"{name} {ms:.1f} ms" for name, ms in self.step_ms.items() if ms)
-        return f"trains in {self.precision}, {self.memory_format}: {self.reason}{f' ({times} a step)' if times else ''}"
+        return (
+            f"trains in {self.precision}, {self.memory_format}: {self.reason}{f' ({times} per step)' if times else ''}"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain data."""
@@ -62,19 +64,19 @@ class Choice:
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked of a training's arithmetic, and what a race needs to know of the training.
+    """What is requested of a training's arithmetic, and what a race needs to know about the training.
 
     Args:
         precision: ``auto``, or one of ``PRECISIONS``.
         memory_format: ``auto``, or one of ``FORMATS``.
-        epochs: Its length.
+        epochs: Length of the training.
         image_shape: Channels, height and width.
-        model: At its start.
+        model: The model at its start.
         device: Where the model is.
-        folder: Of the training, where a choice is kept.
+        folder: The training's folder, where a choice is stored.
         may_reduce: Whether ``auto`` may become bfloat16.
-        takes_images: Whether a race can call the model, with images alone.
-        others: Nets that may get the same images, as a teacher does.
+        takes_images: Whether a race can call the model with images alone.
+        others: Nets that may get the same images, such as a teacher.
     """
 
     precision: str
@@ -90,32 +92,32 @@ class Asked:
 
 
 def unraced(asked: Asked) -> Choice:
-    """Return the arithmetic without a race: as asked for, ``auto`` being float32 and contiguous."""
+    """Return the arithmetic without a race: as requested, with ``auto`` meaning float32 and contiguous."""
     precision = "float32" if asked.precision == "auto" else asked.precision
     memory_format = "contiguous" if asked.memory_format == "auto" else asked.memory_format
     return Choice(precision, memory_format, "no race")
 
 
 def decided(asked: Asked, batch_size: int, images: int, state: Mapping[str, Any] | None) -> Choice:
-    """Return a training's arithmetic: as asked for, as it began, or the winner of a race; the same on all processes.
+    """Return a training's arithmetic: as requested, as it began, or a race's winner; the same on all processes.
 
     Args:
-        asked: What of it is asked for.
-        batch_size: Images a batch, over all devices.
-        images: Images an epoch.
-        state: Of the checkpoint that it resumes from; None at the beginning.
+        asked: What is requested.
+        batch_size: Images per batch, over all devices.
+        images: Images per epoch.
+        state: State of the checkpoint that it resumes from; None at the beginning.
 
     Raises:
         OSError: If the choice cannot be written.
     """
     plain = unraced(asked)
     if "auto" not in (asked.precision, asked.memory_format):
-        return Choice(plain.precision, plain.memory_format, "asked for")
+        return Choice(plain.precision, plain.memory_format, "as requested")
     if state is not None:
         began = _stored(state)
     elif why := _no_race(asked, batch_size, images):
         began = replace(plain, reason=why)
-    else:  # the first process reads, too: another one's folder may be on another machine
+    else:  # the first process also reads the file: another's folder may be on another machine
         began = _of(current().first(lambda: (_kept(asked) or _raced(asked, batch_size)).to_json()))
     found = _with_wishes(asked, began)
     if found.step_ms and _read(asked.folder / FILE) != found:
@@ -131,15 +133,15 @@ def _with_wishes(asked: Asked, began: Choice) -> Choice:
 
 def _no_race(asked: Asked, batch_size: int, images: int) -> str:
     if not asked.takes_images:
-        return "no race: the net takes no images"
+        return "no race: the net does not take images"
     steps = asked.epochs * (images // batch_size)
     channels, height, width = asked.image_shape
     values = steps * batch_size * channels * height * width
     if steps >= LEAST_STEPS and values >= LEAST_VALUES:
         return ""
     return (
-        f"no race: {steps:,} steps and {values:,} pixel values are less than {LEAST_STEPS:,} steps or "
-        f"{LEAST_VALUES:,} values, which it pays for"
+        f"no race: {steps:,} steps and {values:,} pixel values; a race pays off from {LEAST_STEPS:,} steps and "
+        f"{LEAST_VALUES:,} values"
     )
 
 
@@ -152,7 +154,7 @@ def _raced(asked: Asked, batch_size: int) -> Choice:
     best = winner(times)
     shown = {_name(*one): round(ms, 2) for one, ms in times.items()}
     if len(candidates) == 1:
-        return Choice(*best, "no other to race with", shown)
+        return Choice(*best, "nothing to race against", shown)
     missing = ", ".join(_name(*one) for one in candidates if one not in times)
     reason = f"fastest of {len(times)} in a race"
     return Choice(*best, f"{reason}; the net does not run in {missing}" if missing else reason, shown)
@@ -163,10 +165,10 @@ def _name(precision: str, memory_format: str) -> str:
 
 
 def winner(times: Mapping[tuple[str, str], float]) -> tuple[str, str]:
-    """Return the fastest candidate, but float32 where reduced precision gains less than a tenth.
+    """Return the fastest candidate, or float32 if reduced precision gains less than a tenth.
 
     Args:
-        times: Pairs of precision and memory format -> milliseconds a step.
+        times: Pairs of precision and memory format -> milliseconds per step.
     """
     best = min(times, key=lambda one: times[one])
     in_float = min((one for one in times if one[0] == "float32"), key=lambda one: times[one], default=best)
@@ -186,7 +188,7 @@ def _candidates(asked: Asked) -> list[tuple[str, str]]:
 
 
 def _stored(state: Mapping[str, Any]) -> Choice:
-    """Return what a checkpoint was made with; those of versions without a choice had it in their settings."""
+    """Return a checkpoint's arithmetic; checkpoints of versions without a choice have it in their settings."""
     if "arithmetic" in state:
         return _of(state["arithmetic"])
     settings = in_new_spelling(state.get("settings") or {}, is_stored=True)
@@ -199,14 +201,14 @@ def _stored(state: Mapping[str, Any]) -> Choice:
 
 
 def _kept(asked: Asked) -> Choice | None:
-    """Return the choice of the folder, unless it is of a training that another was to choose for."""
+    """Return the choice stored in the folder, unless this training could not have made it."""
     found = _read(asked.folder / FILE)
     is_candidate = found is not None and (found.precision, found.memory_format) in _candidates(asked)
     return found if is_candidate else None
 
 
 def _read(file: Path) -> Choice | None:
-    """Return the choice that a training in this folder began with; None where there is none that can be read."""
+    """Return the choice that a training in this folder began with; None if there is no readable one."""
     try:
         return _of(read_json(file))
     except (FileNotFoundError, DamagedFileError, ValueError, TypeError):
@@ -216,5 +218,5 @@ def _read(file: Path) -> Choice | None:
 def _of(stored: Any) -> Choice:
     precision, memory_format = stored["precision"], stored["memory_format"]
     if precision not in PRECISIONS or memory_format not in FORMATS:
-        raise ValueError(f"no arithmetic is called {precision!r} with {memory_format!r}")
+        raise ValueError(f"unknown arithmetic: {precision!r} with {memory_format!r}")
     return Choice(precision, memory_format, str(stored.get("reason", "")), dict(stored.get("step_ms") or {}))

@@ -1,4 +1,4 @@
-"""The forward pass of a fixed net on a CPU, batch norms folded into convolutions, which do sums and ReLUs as well."""
+"""The forward pass of a fixed net on a CPU, batch norms folded into convolutions, which also do sums and ReLUs."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from quantizers.fused.coded_conv import multiplied_in
 
 _log = logging.getLogger(__name__)
-TOLERANCE = 1e-3  # of the largest output in float32: folding moves roundings (1e-6), a wrong fold moves everything
-REDUCED_TOLERANCE = 0.02  # likewise in reduced precision, beside twice what the net itself is off there
+TOLERANCE = 1e-3  # of the largest output in float32: folding changes rounding (1e-6), a wrong fold changes everything
+REDUCED_TOLERANCE = 0.02  # likewise in reduced precision, on top of twice the net's own error there
 _SUMS = {operator.add, operator.iadd, torch.add}
 _RECTIFIERS = {functional.relu, torch.relu}
 _ONEDNN = (torch.float32, torch.bfloat16)
 
 
 class FoldedNet:
-    """Calls a net that is only read, through a folded copy of its convolutions where that gives the same outputs.
+    """Calls a read-only net through a folded copy of its convolutions if that gives the same outputs.
 
-    The copy follows when weights are written to. The net itself runs where nothing can be folded: on other devices, in
-    training mode, with hooks, where :mod:`torch.fx` cannot follow its ``forward``, and where outputs differ by more
-    than rounding, which is looked at on the first images.
+    The copy is updated when weights are written to. The net itself runs if nothing can be folded: on other devices, in
+    training mode, with hooks, if :mod:`torch.fx` cannot trace its ``forward``, and if outputs differ by more than
+    rounding, which is checked on the first images.
 
     Args:
-        net: Gives a tensor for a batch of images.
+        net: Maps a batch of images to a tensor.
     """
 
     def __init__(self, net: nn.Module) -> None:
         self._net, self._modules = net, tuple(net.modules())
         self._tensors = (*net.parameters(), *net.buffers())
-        self._versions: list[int] = []  # whatever writes to a tensor counts its version up
+        self._versions: list[int] = []  # each write to a tensor increments its version
         self._folded: fx.GraphModule | None = None
         self._has_tried = False
-        self._is_good: dict[torch.dtype, bool] = {}  # by the precision of convolutions
+        self._is_good: dict[torch.dtype, bool] = {}  # by the dtype of the convolutions
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Any:
@@ -73,16 +73,16 @@ class FoldedNet:
 
 
 class _Convolution(nn.Module):
-    """A convolution with a batch norm behind it, perhaps a sum with another tensor, perhaps a ReLU at the end."""
+    """A convolution followed by a batch norm, optionally a sum with another tensor, optionally a ReLU."""
 
     def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d | None) -> None:
         super().__init__()
-        self._of = (conv, norm)  # a tuple hides them: they stay the net's
+        self._of = (conv, norm)  # a tuple, so that they are not registered here
         self.rectifies = False
         self.fold()
 
     def fold(self) -> None:
-        """Take over the weights as they are now."""
+        """Update from the current weights."""
         conv, norm = self._of
         weight, bias = conv.weight.detach(), None if conv.bias is None else conv.bias.detach()
         if norm is not None:
@@ -113,7 +113,7 @@ class _Convolution(nn.Module):
 
 
 def _has_onednn(x: Tensor, dtype: torch.dtype) -> bool:
-    """Tell whether oneDNN is to do more than convolve; outside channels_last nothing is gained."""
+    """Return whether oneDNN should do more than convolve; nothing is gained outside channels_last."""
     if dtype not in _ONEDNN or not x.is_contiguous(memory_format=torch.channels_last):
         return False
     if not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:  # type: ignore[no-untyped-call]
@@ -122,10 +122,10 @@ def _has_onednn(x: Tensor, dtype: torch.dtype) -> bool:
 
 
 def _fold(net: nn.Module, images: Tensor) -> fx.GraphModule | None:
-    """Return the net with folded convolutions; None where there are none, or its ``forward`` cannot be followed."""
+    """Return the net with folded convolutions; None if there are none or its ``forward`` cannot be traced."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what a person's net warns of it says when it runs itself
+            warnings.simplefilter("ignore")  # the user's net repeats its warnings when it runs itself
             traced = fx.GraphModule(net, fx.Tracer().trace(net))
             _skip_identities(traced)
             with torch.autocast("cpu", enabled=False):
@@ -134,14 +134,14 @@ def _fold(net: nn.Module, images: Tensor) -> fx.GraphModule | None:
             for number, node in enumerate(found):
                 _rewrite(traced, node, f"folded_{number}")
             traced.recompile()
-    except Exception as error:  # a person's net: whatever it raises
+    except Exception as error:  # the user's net may raise anything
         _log.info("batch norms of a fixed net are not folded: %s: %s", type(error).__name__, error)
         return None
     return traced if found else None
 
 
 def _skip_identities(traced: fx.GraphModule) -> None:
-    """Take out what does nothing: a sum behind a convolution must not wait for it."""
+    """Remove nodes that do nothing, since they would separate a convolution from a sum after it."""
     for node in list(traced.graph.nodes):
         if node.op == "call_module" and type(traced.get_submodule(str(node.target))) is nn.Identity:
             node.replace_all_uses_with(node.args[0])
@@ -156,7 +156,7 @@ def _is_convolution(traced: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _rewrite(traced: fx.GraphModule, node: fx.Node, name: str) -> None:
-    """Let a convolution do what is done with its output next, as long as nobody else reads it."""
+    """Let a convolution absorb the operations on its output, as long as nothing else reads it."""
     norm = _reader(node, lambda one: _is_norm(traced, one))
     conv = traced.get_submodule(str(node.target))
     module = _Convolution(conv, None if norm is None else traced.get_submodule(str(norm.target)))  # type: ignore[arg-type]
@@ -190,7 +190,7 @@ def _is_norm(traced: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _is_sum(total: fx.Node, node: fx.Node) -> bool:
-    """Tell whether a node adds a tensor of the same shape, which is there before the convolution runs."""
+    """Return whether a node adds a tensor of the same shape that exists before the convolution runs."""
     if total.op != "call_function" or total.target not in _SUMS or len(total.args) != 2 or total.kwargs:
         return False
     others = [arg for arg in total.args if arg is not node]
@@ -207,7 +207,7 @@ def _is_rectifier(traced: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _agrees(folded: nn.Module, net: nn.Module, images: Tensor) -> bool:
-    """Tell whether a folded net gives what the net gives, up to rounding."""
+    """Return whether a folded net gives the same outputs as the net, up to rounding."""
     try:
         with torch.autocast("cpu", enabled=False):
             exact, same = net(images), folded(images)
@@ -217,7 +217,7 @@ def _agrees(folded: nn.Module, net: nn.Module, images: Tensor) -> bool:
             return True
         own, found = net(images), folded(images)
         return _is_near(found, exact, 2 * _size(own - exact) + REDUCED_TOLERANCE * _size(exact))
-    except Exception as error:  # an operator that this build of PyTorch has not
+    except Exception as error:  # an operator that this build of PyTorch lacks
         _log.info("a fixed net runs unfolded: %s: %s", type(error).__name__, error)
         return False
 

@@ -1,4 +1,4 @@
-"""What a processor multiplies natively: bfloat16 that is emulated costs more than float32, and rounds."""
+"""Which types a processor multiplies natively: emulated bfloat16 costs more than float32, and rounds."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from pathlib import Path
 
 import torch
 
-AMPERE = 8  # first compute capability of CUDA with bfloat16 in its matrix units
-X86 = ("avx512_bf16", "amx_bf16")  # flags of Linux
+AMPERE = 8  # first CUDA compute capability with bfloat16 in its matrix units
+X86 = ("avx512_bf16", "amx_bf16")  # Linux CPU flags
 ARM = ("bf16",)
 
 
 def has_native_bf16(device: torch.device) -> bool:
-    """Tell whether a device multiplies bfloat16 natively.
+    """Return whether a device multiplies bfloat16 natively.
 
     Args:
-        device: Of a training. CPUs are asked through Linux; elsewhere the answer is no.
+        device: The device of a training. CPU flags are read on Linux; on other systems the answer is no.
     """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= AMPERE
@@ -26,7 +26,7 @@ def has_native_bf16(device: torch.device) -> bool:
 
 
 def cpu_flags(file: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """Return what Linux says that the processor can do; nothing where it cannot be read."""
+    """Return the processor's flags as Linux reports them; empty if they cannot be read."""
     try:
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -36,5 +36,5 @@ def cpu_flags(file: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
 
 
 def _is_used(flags: frozenset[str]) -> bool:
-    """Tell whether PyTorch may use the widest vectors that are there: ``ATEN_CPU_CAPABILITY`` can forbid it."""
+    """Return whether PyTorch may use the widest vectors available; ``ATEN_CPU_CAPABILITY`` can forbid it."""
     return "avx512f" not in flags or torch.backends.cpu.get_cpu_capability() == "AVX512"

@@ -1,4 +1,4 @@
-"""Reduced precision: what a device has of what is asked for."""
+"""Reduced precision: what a device supports of what is requested."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ class Precision:
 
 
 def choose_precision(requested: str, device: torch.device) -> tuple[Precision, str]:
-    """Return the precision to use, and a note for the user where it is not the one asked for.
+    """Return the precision to use, and a note for the user if it is not the requested one.
 
-    float16 is used on CUDA only (it needs scaled gradients), bfloat16 on the CPU and on CUDA devices that have it.
+    float16 is used only on CUDA (it needs scaled gradients), bfloat16 on the CPU and on CUDA devices that support it.
 
     Args:
-        requested: ``float32``, or ``bf16`` or ``fp16``, which are mixed with it.
+        requested: ``float32``, or ``bf16`` or ``fp16``, which are mixed with float32.
         device: Where the training runs.
 
     Returns:
-        The precision, and the note; empty where the wish is granted.
+        The precision, and the note; empty if the request is met.
 
     Raises:
-        ValueError: If no precision has that name.
+        ValueError: If the precision is unknown.
     """
     if requested not in PRECISIONS:
         raise ValueError(f"precision must be {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}, got {requested!r}")
@@ -61,5 +61,5 @@ def choose_precision(requested: str, device: torch.device) -> tuple[Precision, s
             return Precision(device.type, torch.float16), ""
         return full, f"precision fp16 is for CUDA devices; training on {device.type} in float32"
     if device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        return full, "this CUDA device has no bfloat16; training in float32"
+        return full, "this CUDA device does not support bfloat16; training in float32"
     return Precision(device.type, torch.bfloat16), ""

@@ -1,4 +1,4 @@
-"""A short race: steps of a training's net in each arithmetic it could run in, in turn, on a copy."""
+"""A short race: training steps on a copy of a net, in each arithmetic it could run in, one after another."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qkd.engines.engine import alone
 from qkd.training.arithmetic.precision import choose_precision
 from quantizers.modes import evaluating
 
-WARMUP, ROUNDS = 1, 3  # steps a candidate; the least time counts: whatever disturbs a step makes it longer
+WARMUP, ROUNDS = 1, 3  # steps per candidate; the minimum counts, since any disturbance makes a step longer
 
 _log = logging.getLogger(__name__)
 
@@ -25,15 +25,15 @@ TORCH_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.c
 def race(
     model: nn.Module, shape: tuple[int, ...], candidates: Sequence[tuple[str, str]], device: torch.device
 ) -> dict[tuple[str, str], float]:
-    """Return milliseconds a step of each candidate: forward and backward pass in training mode.
+    """Return each candidate's milliseconds per step: forward and backward pass in training mode.
 
-    Left out are those that the model does not run in, e.g. channels_last where it takes a ``view`` of what a
-    convolution gives; all of them where it cannot be copied. What is wrong with a model its training says.
+    Candidates in which the model fails are left out, e.g. channels_last if it takes a ``view`` of a convolution's
+    output; if the model cannot be copied, all are. Faults of the model are reported by its training.
 
     Args:
-        model: At its start; a copy runs, and nothing of the model or of random generators changes.
-        shape: Of a batch, ``[images, channels, height, width]``.
-        candidates: Pairs of precision and memory format; one alone is not timed.
+        model: The model at its start; a copy runs, so neither the model nor any random generator changes.
+        shape: Shape of a batch, ``[images, channels, height, width]``.
+        candidates: Pairs of precision and memory format; a single one is not timed.
         device: Where the model is.
     """
     if len(candidates) < 2:
@@ -55,10 +55,10 @@ def race(
 
 
 def takes_channels_last(net: nn.Module, image_shape: tuple[int, int, int], device: torch.device) -> bool:
-    """Tell whether a net that gets a training's images, too, takes them in channels_last; nothing of it changes.
+    """Return whether a net that gets the same images as a training accepts channels_last, without changing it.
 
     Args:
-        net: A teacher, say. One that is not called with images takes them in no format: that is no objection.
+        net: A teacher, for example. A net that is not called with images takes no format, which is not an objection.
         image_shape: Channels, height and width.
         device: Where it is.
     """
@@ -70,7 +70,7 @@ def takes_channels_last(net: nn.Module, image_shape: tuple[int, int, int], devic
 def _runs(net: nn.Module, images: Tensor) -> bool:
     try:
         net(images)
-    except Exception as error:  # a person's net: whatever it raises
+    except Exception as error:  # the user's net may raise anything
         _log.info("a net does not run on images of strides %s: %s", images.stride(), error)
         return False
     return True
@@ -79,7 +79,7 @@ def _runs(net: nn.Module, images: Tensor) -> bool:
 def _made(model: nn.Module, images: Tensor, precision: str, memory_format: str) -> Callable[[], None] | None:
     try:
         return _step(model, images, precision, memory_format)
-    except Exception as error:  # a person's net: whatever it raises
+    except Exception as error:  # the user's net may raise anything
         _log.info("no race in %s, %s: %s", precision, memory_format, error)
         return None
 

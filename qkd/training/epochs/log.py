@@ -1,4 +1,4 @@
-"""An epoch's figures for people and other programs: a line, a table in CSV, TensorBoard."""
+"""An epoch's metrics for the user and for other programs: a line, a CSV table, TensorBoard."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from qkd.progress import duration
 
 
 class EpochLog:
-    """Writes what a training came to, epoch by epoch.
+    """Writes the metrics of a training after each epoch.
 
-    ``metrics.jsonl`` and ``metrics.csv`` are written whole at every epoch's end; TensorBoard's files grow.
+    ``metrics.jsonl`` and ``metrics.csv`` are rewritten as a whole after every epoch; TensorBoard's files grow.
 
     Args:
-        folder: Of the role, in the run folder.
-        role: For people, and for TensorBoard.
+        folder: The role's folder in the run folder.
+        role: Name shown to the user and in TensorBoard.
         config: What to write.
     """
 
@@ -32,10 +32,10 @@ class EpochLog:
         self._shown: int | None = None
 
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write all epochs so far; the first call says where a training begins or resumes.
+        """Write all epochs so far; the first call shows where a training begins or resumes.
 
         Raises:
-            ImportError: If TensorBoard is asked for and not installed.
+            ImportError: If TensorBoard is requested but not installed.
             OSError: If a file cannot be written.
         """
         write_text(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
@@ -59,7 +59,7 @@ class EpochLog:
 
 
 def flat(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a line of the metrics without groups: ``terms.soft_target``.
+    """Return a line of the metrics without groups, e.g. with the key ``terms.soft_target``.
 
     Example:
         >>> flat({"epoch": 1, "terms": {"cross_entropy": 0.5}})
@@ -72,7 +72,7 @@ def flat(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def csv_of(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return lines of the metrics as CSV; a column that an epoch has not is empty there."""
+    """Return lines of the metrics as CSV; columns that an epoch lacks are empty."""
     lines = [flat(row) for row in rows]
     columns = list(dict.fromkeys(name for line in lines for name in line))
     text = io.StringIO()
@@ -83,12 +83,12 @@ def csv_of(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def epoch_line(role: str, row: Mapping[str, Any], epochs: int) -> str:
-    """Return an epoch in one line.
+    """Return an epoch as one line of text.
 
     Args:
-        role: Whose training.
+        role: The trained role.
         row: A line of the metrics.
-        epochs: Of the whole training.
+        epochs: Length of the whole training.
     """
     parts = [f"{role}, epoch {row['epoch']}/{epochs} ({row['phase']}): loss {row['train_loss']:.4g}"]
     for name, words in (("train_accuracy", "train"), ("val_accuracy", "validation")):

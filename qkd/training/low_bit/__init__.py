@@ -1,3 +1,3 @@
-"""Rules that low-bit weights follow in training; their state is in every checkpoint, and nothing of it is exported."""
+"""Rules for low-bit weights in training; their state is in every checkpoint, and none of it is exported."""
 
 __all__: list[str] = []

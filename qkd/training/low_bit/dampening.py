@@ -1,4 +1,4 @@
-"""Oscillation dampening: latent weights are drawn to the values that they are rounded to."""
+"""Oscillation dampening: latent weights are pulled toward the values that they are rounded to."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from quantizers.recipes.codes import LowBitLayer, distance_to_codes
 class Dampening:
     r"""Adds the gradient of :math:`\lambda \sum (\hat w - \mathrm{clip}(w))^2` to that of each latent weight.
 
-    The quantized weights :math:`\hat w` are constants; :math:`\lambda` rises as half a cosine from 0 to its last value.
+    The quantized weights :math:`\hat w` are constants; :math:`\lambda` rises as a half cosine from 0 to its last value.
 
     Note:
-        It is added where the optimizer reads gradients, behind their clipping, as weight decay is: it then does not
-        depend on loss scaling, nor on which method makes the loss. Step sizes get no gradient from it.
+        It is added to the gradients that the optimizer reads, after clipping, like weight decay, so it does not depend
+        on loss scaling or on the method that gives the loss. Step sizes get no gradient from it.
 
     Args:
         layers: Module path -> layer.
-        last: The last :math:`\lambda`.
+        last: The final :math:`\lambda`.
 
     References:
         Nagel et al., `Overcoming Oscillations in Quantization-Aware Training <https://arxiv.org/abs/2203.11086>`_,
@@ -49,7 +49,7 @@ class Dampening:
         return {}
 
     def state(self) -> dict[str, Tensor]:
-        """Return nothing: the weights are all it depends on."""
+        """Return nothing, since it depends only on the weights."""
         return {}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:

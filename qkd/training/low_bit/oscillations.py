@@ -1,4 +1,4 @@
-"""Iterative freezing: weights that swing between two codes stay on the one where they were most of the time."""
+"""Iterative freezing: weights that oscillate between two codes are fixed at the one they had most of the time."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class OscillationFreezing:
 
     With :math:`q^t` the code after step :math:`t`, a weight oscillates at a step that changes its code in the direction
     opposite to the last change. The frequency is :math:`f^t = m\,o^t + (1 - m) f^{t-1}`; a weight whose frequency
-    exceeds the threshold gets the code nearest to the running mean of its codes (the same :math:`m`), and keeps it: its
-    latent weight is put back on code times step size after every step, while the step size continues to learn. The
-    threshold goes as half a cosine from its first to its last value over the training.
+    exceeds the threshold is fixed at the code nearest to the running mean of its codes (with the same :math:`m`): its
+    latent weight is reset to code times step size after every step, while the step size continues to learn. The
+    threshold follows half a cosine from its first to its last value over the training.
 
     Args:
         layers: Module path -> layer, at the start of the training.
@@ -45,11 +45,11 @@ class OscillationFreezing:
 
     @torch.no_grad()
     def after(self, moment: Moment) -> None:
-        """Look at what a step did to the codes, freeze, and put frozen weights back."""
+        """Inspect what a step did to the codes, freeze weights, and reset frozen ones."""
         first, last = self._thresholds
         threshold = last + (first - last) * 0.5 * (1 + math.cos(math.pi * moment.done))
         for name, layer in self._layers.items():
-            if layer.weight.grad is None:  # the step moved something else
+            if layer.weight.grad is None:  # the step updated something else
                 continue
             own = self._of[name]
             codes = torch.where(own["frozen"], own["kept_code"], weight_codes(layer))
@@ -68,17 +68,17 @@ class OscillationFreezing:
         own["direction"] = torch.where(direction != 0, direction, own["direction"])
 
     def facts(self) -> Mapping[str, float]:
-        """Return which share of the weights is frozen."""
+        """Return the share of the weights that is frozen."""
         frozen = sum(float(own["frozen"].sum()) for own in self._of.values())
         return {"frozen_weights": frozen / max(sum(codes.numel() for codes in self._codes.values()), 1)}
 
     def state(self) -> dict[str, Tensor]:
-        """Return what it knows of each weight, and the codes that the last step left."""
+        """Return what it tracks for each weight, and the codes after the last step."""
         known = {f"{name}/{key}": own[key] for name, own in self._of.items() for key in KEYS}
         return {**known, **{f"{name}/code": codes for name, codes in self._codes.items()}}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what :meth:`state` returned."""
+        """Restore what :meth:`state` returned."""
         for name, codes in self._codes.items():
             self._of[name] = {key: tensors[f"{name}/{key}"].to(codes.device) for key in KEYS}
             self._codes[name] = tensors[f"{name}/code"].to(codes.device)

@@ -1,4 +1,4 @@
-"""The rules that a student's training follows, as its config asks for them."""
+"""The rules that a student's training follows, as its config requests."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ DECAY_FACTORS = {4: 0.25, 8: 0.5}  # by the number of values, of 2 and 3 bits (E
 
 
 def step_rules(student: nn.Module, config: LowBitConfig, optimizer: Optimizer) -> tuple[StepRule, ...]:
-    """Return the rules of a training; groups of the optimizer are split where weights get their own rate or decay.
+    """Return the rules of a training; optimizer groups are split if weights get their own rate or decay.
 
     Args:
         student: A network from :func:`quantizers.prepare`, calibrated.
         config: Which rules.
-        optimizer: Moves its weights; made for this training.
+        optimizer: Updates its weights; created for this training.
 
     Returns:
-        The rules, in the order in which they have their say; empty where all weights are treated alike.
+        The rules, in the order in which they act; empty if all weights are treated alike.
 
     Raises:
-        ValueError: If a rule moves weights onto codes, but their quantizer has no such place for them (DoReFa).
+        ValueError: If a rule moves weights onto codes, but their quantizer has no value for a single code (DoReFa).
     """
     layers = low_bit_layers(student)
     if config.places_weights and not all(can_be_placed(layer) for layer in layers.values()):
         raise ValueError(
-            "student.low_bit: dampening and oscillation_thresholds need weight_quantizer lsq or stats: a weight of "
-            "dorefa has no separate place for a code"
+            "student.low_bit: dampening and oscillation_thresholds need weight_quantizer lsq or stats: dorefa has "
+            "no separate latent value for each code"
         )
     if config.decay_by_bits or config.transition_rate is not None:
         _separate(optimizer, layers.values(), by_bits=config.decay_by_bits)
@@ -50,13 +50,13 @@ def step_rules(student: nn.Module, config: LowBitConfig, optimizer: Optimizer) -
         scales := [one for one in quantizer_scales(student) if one.requires_grad]
     ):
         rules.append(BoundedStepSizes(scales, config.step_size_bound))
-    if config.transition_rate is not None:  # last: it counts what the others leave
+    if config.transition_rate is not None:  # last, since it counts the changes that the others leave
         rules.append(TransitionRate(layers, optimizer, config.transition_rate))
     return tuple(rules)
 
 
 def _separate(optimizer: Optimizer, layers: Collection[LowBitLayer], *, by_bits: bool) -> None:
-    """Move low-bit weights into separate groups, one for each factor on weight decay."""
+    """Move low-bit weights into separate groups, one per weight-decay factor."""
     factors = {id(layer.weight): DECAY_FACTORS.get(layer.quant.count, 1.0) if by_bits else 1.0 for layer in layers}
     for group in list(optimizer.param_groups):
         own = [parameter for parameter in group["params"] if id(parameter) in factors]

@@ -91,7 +91,7 @@ def test_a_float_student_is_enough(folder: Path, match: Any) -> None:
         (["tiny", "--student-taps", "layer9"], "the student has no module 'layer9'; did you mean"),
         (["half"], "has no student yet: run `qkd distill`"),
         (["early"], "has no teacher yet: run `qkd teacher`"),
-        (["nowhere"], "no run folder, and no run of that name"),
+        (["nowhere"], "nowhere is neither a run folder nor the name of a run"),
     ],
 )
 def test_what_cannot_be_matched(match: Any, arguments: list[str], words: str) -> None:

@@ -91,7 +91,7 @@ def test_the_table_is_for_people(folder: Path, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "nowhere: no run folder, and no run of that name"),
+        (["nowhere"], "nowhere is neither a run folder nor the name of a run"),
         (["early"], "early has no trained net yet: run `qkd teacher`"),
         (["half", "--role", "student"], "half has no student yet, only a teacher: run `qkd distill`"),
         (["tiny", "--tap", "layer9"], "no module 'layer9'; did you mean"),

@@ -28,6 +28,6 @@ def test_columns_are_explained_and_the_float_row_is_named():
     head, first, second, terms = text.splitlines()
     assert {"vs. FP32", "agreement"} <= set(re.split(r"\s{2,}", head))
     assert re.split(r"\s{2,}", first)[:2] == ["board", "teacher (FP32)"] and "student" in second
-    assert terms == TERMS["devices"] and "Vs. FP32: median latency over that of the FP32 file." in terms
+    assert terms == TERMS["devices"] and "Vs. FP32: median latency divided by that of the FP32 file." in terms
     failed = DeviceResult(Device(name="board", address="ssh://pi@board"), failure="gone")
     assert TERMS["devices"] not in BenchTable([failed], [{"models": {}}]).to_text()

@@ -213,7 +213,7 @@ def test_adapters_bridge_widths_and_learn() -> None:
     (parameter,) = adapters.parameters()
     assert parameter.grad is not None and bool(parameter.grad.abs().max() > 0)
     assert adapters(students)[0] is students[0]
-    with pytest.raises(ValueError, match="as many widths of the student as of the teacher, got 1 and 2"):
+    with pytest.raises(ValueError, match="student and teacher must have the same number of widths, got 1 and 2"):
         WidthAdapters([1], [1, 2])
 
 

@@ -95,7 +95,9 @@ def test_a_teacher_that_gives_probabilities_is_refused(end: nn.Module, kind: str
         else CoStudyStep(student, teacher, build_terms(BOTH), build_terms(BOTH))
     )
     word = "log_softmax" if isinstance(end, nn.LogSoftmax) else "softmax"
-    with pytest.raises(ValueError, match=rf"the teacher gives .*probabilities: it ends in {word}, .*remove that layer"):
+    with pytest.raises(
+        ValueError, match=rf"the teacher returns .*probabilities: it ends in {word}, .*remove that layer"
+    ):
         step(BATCH)
 
 
@@ -104,6 +106,6 @@ def test_the_guard_of_logits_lets_logits_through() -> None:
     guard(torch.tensor([[0.5, 0.5], [2.0, -1.0]]))  # one row that sums to one is no softmax
     LogitsGuard()(torch.zeros(3, 4))
     LogitsGuard()(torch.ones(3, 1))
-    with pytest.raises(ValueError, match="the teacher gives probabilities"):
+    with pytest.raises(ValueError, match="the teacher returns probabilities"):
         LogitsGuard()(torch.softmax(torch.randn(5, 1000).half().float() * 4, 1))
     guard(torch.softmax(torch.randn(5, 3), 1))  # only the first batch is looked at

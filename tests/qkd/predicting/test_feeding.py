@@ -257,6 +257,6 @@ def test_export_for_an_older_runtime_keeps_a_file_that_is_proven(
     with RunFolder.reopen(run.path) as again:
         assert again.is_complete("export")
     assert main(["export", str(run.path), "--for", "onnxruntime==1.24"]) == 0
-    assert "runs on onnxruntime 1.24 already" in capsys.readouterr().err
+    assert "already runs on onnxruntime 1.24" in capsys.readouterr().err
     for wrong in ("tensorrt", "onnxruntime==1.2"):
         assert main(["export", str(run.path), "--for", wrong]) == 2

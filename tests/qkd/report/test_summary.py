@@ -57,8 +57,8 @@ def test_three_sizes_and_the_cost_stand_in_both_reports(tmp_path: Path) -> None:
     assert "| student w2a4 | resnet8 | 98.8 kB | 61.0 kB | 65.4 kB |" in text
     assert "| teacher (= FP32 twin) | resnet8 | 0.0 kB | - | - |" in text
     assert "| bit operations (BOPs) | 8,000 | 2,048,000 | 256.00 |" in text
-    assert "| weights at their bits | 250 B | 4,000 B | 16.00 |" in text
-    assert "| activation peak, at their bits | 0 B | 0 B | - |" in text
+    assert "| weights at their bit width | 250 B | 4,000 B | 16.00 |" in text
+    assert "| activation peak, at bit width | 0 B | 0 B | - |" in text
     words = Page(page).words
     assert {"61.0 kB", "65.4 kB", "256.00", "2,048,000"} <= set(words)
     assert "student.qcdq.onnx (123.5 kB): FAILED: 9 test images, PyTorch against ONNX Runtime 1.31; the class" in text

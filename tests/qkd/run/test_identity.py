@@ -59,7 +59,7 @@ def test_what_changes_no_training_redoes_the_stages_behind_it(
 def test_what_changes_a_training_is_another_run(tmp_path: Path, changes: dict[str, object]) -> None:
     run = completed(tmp_path)
     before = (run.path / "config.yaml").read_bytes()
-    with pytest.raises(ValueError, match="holds a run of another config") as caught:
+    with pytest.raises(ValueError, match="holds a run with another config") as caught:
         RunFolder.open(tiny_config(tmp_path / "data", {**changes, "bench.threads": 2}), tmp_path)
     assert str(list(changes)[0]) in str(caught.value) and "bench" not in str(caught.value)
     assert ("teacher.run=" in str(caught.value)) == all(key.startswith("student.") for key in changes)

@@ -63,7 +63,7 @@ def test_the_seed_divides() -> None:
 
 
 def test_what_cannot_be_divided() -> None:
-    with pytest.raises(ValueError, match=r"search\.val_images: 61 are asked for, but there are 60: 20 of data\.val"):
+    with pytest.raises(ValueError, match=r"search\.val_images: 61 are requested, but there are 60: 20 of data\.val"):
         search_splits(splits_of(80, 20), SearchConfig(train_images=40, val_images=61), seed=0)
     with pytest.raises(ValueError, match=r"needs validation images: set search\.val_images"):
         search_splits(splits_of(80, 0), SearchConfig(train_images=40), seed=0)

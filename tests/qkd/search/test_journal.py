@@ -105,7 +105,7 @@ def test_what_it_refuses(tmp_path: Path) -> None:
         ({"seed": 1}, "seed"), ({"epochs": 8}, "lengths"), ({"fingerprint": {"data": "b"}}, "data"),
         ({"fingerprint": {"data": "a", "teacher": "c"}}, "teacher"),
     ):  # fmt: skip
-        with pytest.raises(ValueError, match=rf"begun with other inputs \({word} changed since\); restore"):
+        with pytest.raises(ValueError, match=rf"started with other inputs \({word} changed since\); restore"):
             journal(tmp_path, **change)
     text = one.file.read_text()
     one.file.write_text(text.replace('"accuracy": 0.0', '"accuracy": 0.9'))

@@ -220,5 +220,5 @@ def test_an_altered_state_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is a pickled file"):
         one.take(following)
     (tmp_path / "0-0").unlink()
-    with pytest.raises(DamagedFileError, match=r"0-0: is gone; restore it, or delete"):
+    with pytest.raises(DamagedFileError, match=r"0-0 is missing; restore it, or delete"):
         one.take(following)

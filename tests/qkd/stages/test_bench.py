@@ -89,7 +89,7 @@ def test_a_device_that_fails_is_written_down_and_the_others_go_on(
 
 
 def test_no_device_at_all_fails_the_stage(exported: RunFolder, data: Path) -> None:
-    with pytest.raises(BenchError, match=rf"no device could measure: ssh://127\.0\.0\.1:1: .*({REFUSED})"):
+    with pytest.raises(BenchError, match=rf"all devices failed to measure: ssh://127\.0\.0\.1:1: .*({REFUSED})"):
         bench(exported, data, on=(NOWHERE,))
     assert (exported.path / "bench" / "ssh-127.0.0.1-1.json").is_file()
     with pytest.raises(ConfigError, match="device 'pi9' is neither an address"):
@@ -150,7 +150,7 @@ def test_measuring_again_after_another_export_makes_the_report_possible(
     # student.onnx is another file: old latencies are not shown beside its size
     assert main(["export", str(run), "export.target=onnxruntime-web"]) == 0
     printed = capsys.readouterr().out
-    assert "latencies of local, board are of an earlier export's files and left out; `qkd bench" in printed
+    assert "latencies of local, board are for an earlier export's files and left out; `qkd bench" in printed
     assert summarize(run).devices == () and summarize(run).student.median_ms is None
     assert main(board) == 0
     assert "local had measured other files than those of this export; its record is deleted" in capsys.readouterr().err

@@ -92,7 +92,7 @@ def test_other_images_are_refused(first: Path, tmp_path: Path) -> None:
     other = write_npz_set(tmp_path / "other", train=80)
     with (
         RunFolder.open(second(first, other), tmp_path) as run,
-        pytest.raises(DataError, match="learned from other images"),
+        pytest.raises(DataError, match="was trained on other images"),
     ):
         STAGES["teacher"](run, Silent())
     assert not (run.path / "teacher").exists()
@@ -100,7 +100,7 @@ def test_other_images_are_refused(first: Path, tmp_path: Path) -> None:
 
 def test_a_teacher_that_has_seen_the_unseen_domain_is_refused(first: Path, data: Path, tmp_path: Path) -> None:
     domains = {"data.domains": {"a": {}, "b": {"invert": True}}, "data.unseen_domain": "b"}
-    with pytest.raises(DataError, match=r"in other domains \(unseen: none\) than this run's \(unseen: b\)"):
+    with pytest.raises(DataError, match=r"on other domains \(unseen: none\) than this run's \(unseen: b\)"):
         run_tiny(second(first, data, **domains), tmp_path, "teacher")
 
 
@@ -159,7 +159,7 @@ def test_the_refusal_of_another_student_says_the_way(
     file = tmp_path / "tiny.yaml"
     file.write_text(config_text(tiny_config(data, {**TINY, "student.quant.weight_bits": 2})))
     assert main(["teacher", str(file), "--runs-dir", str(first.parent)]) == 2
-    assert f"with `teacher.run={first}`, too, its teacher is taken" in capsys.readouterr().err
+    assert f"add `teacher.run={first}` to take its teacher instead" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["run", "--help"])
     assert "teacher.run=runs/first" in capsys.readouterr().out

@@ -263,7 +263,7 @@ def test_an_auxiliary_takes_the_teachers_place(data: Path, tmp_path: Path, quant
     path = run.path / "student" / "auxiliary" / "weights.safetensors"
     good = path.read_bytes()
     path.unlink()
-    assert run.why_incomplete("distill") == "student/auxiliary/weights.safetensors is gone"
+    assert run.why_incomplete("distill") == "student/auxiliary/weights.safetensors is missing"
     STAGES["distill"](run, Silent())
     assert path.read_bytes() == good
 

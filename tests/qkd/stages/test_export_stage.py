@@ -117,8 +117,8 @@ def test_files_for_other_runtimes_stay_while_they_are_of_the_same_student(
     export(data, tmp_path, listener, target="iree")
     kept = "student.onnxruntime-1.17.onnx, student.openvino.onnx"
     assert f"kept from an earlier export, of the same student: {kept}" in listener.said
-    assert any("student.slim.onnx is in no record of this run's exports" in line for line in listener.said)
-    assert "student.onnx was for onnxruntime-web, and is for ONNX Runtime now (export.target)" in listener.said
+    assert any("student.slim.onnx is not in any record of this run's exports" in line for line in listener.said)
+    assert "student.onnx was for onnxruntime-web, and is now for ONNX Runtime (export.target)" in listener.said
     assert {name: (folder / name).read_bytes() for name in first} == first  # also student.onnx: the same bytes
     facts = read_json(folder / "export.json")
     others = {"student.openvino", "student.onnxruntime-1.17", "student.iree"}
@@ -130,11 +130,11 @@ def test_files_for_other_runtimes_stay_while_they_are_of_the_same_student(
     (folder / "student.iree.onnx").write_bytes(b"changed")
     kept_now = keep_proven(RunFolder(tiny_config(data), folder.parent), ["student"], listener)
     assert kept_now.facts.keys() == others - {"student.iree"} and not (folder / "parity.iree.json").exists()
-    assert "student.iree.onnx is deleted: it was not proven to be the student that this run has now" in listener.said
+    assert "student.iree.onnx has been deleted: it was not proven to be this run's current student" in listener.said
     # of a retrained student there is no file yet
     write_other_weights(folder.parent / "student" / "weights.safetensors")
     export(data, tmp_path, listener)
-    assert any(line.startswith("student.openvino.onnx is deleted") for line in listener.said)
+    assert any(line.startswith("student.openvino.onnx has been deleted") for line in listener.said)
     assert {path.name for path in folder.glob("student*.onnx")} == {"student.onnx", "student.slim.onnx"}
     assert read_json(folder / "export.json").keys() == {"student", "teacher"}
 

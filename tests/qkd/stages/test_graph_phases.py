@@ -240,5 +240,5 @@ def test_a_short_search_keeps_the_attentions_phase(data: Path) -> None:
     assert [(phase.name, phase.epochs) for phase in stretched_phases(made, 4)] == [("attention", 1), ("tutoring", 3)]
     many = [{**PHASES[0], "epochs": 1} for _ in range(5)]
     made = config(data, **{"student.train.epochs": 6, "student.phases": [*many, {"epochs": 1}]})
-    with pytest.raises(ValueError, match="search.epochs: 4 are too few for the student's 6 phases"):
+    with pytest.raises(ValueError, match="search.epochs: 4 is too few for the student's 6 phases"):
         stretched_phases(made, 4)

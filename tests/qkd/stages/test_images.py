@@ -150,7 +150,7 @@ def test_notes_on_the_data_are_said_once(run: RunFolder) -> None:
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"classes": 3, "train": 1, "test": 1, "fingerprint": 0}', "\0"])
 def test_a_damaged_record_is_refused(run: RunFolder, text: str) -> None:
     (run.path / FILE).write_text(text)
-    with pytest.raises(DataError, match="data.json: .*delete it, and it is written again"):
+    with pytest.raises(DataError, match="data.json is not a record of .*delete it, and it will be written again"):
         run_images(run)
 
 

@@ -66,7 +66,7 @@ def test_the_teacher_is_taught_and_kept_beside_the_student(done: RunFolder) -> N
 def test_whatever_looks_at_the_run_sees_the_teacher_as_it_was_taught(done: RunFolder) -> None:
     taught = read_safetensors(done.path / "student" / "teacher" / "weights.safetensors")
     followed = load_followed(done)
-    assert followed.words == "resnet8, taught beside the student" and followed.note == ""
+    assert followed.words == "resnet8, taught along with the student" and followed.note == ""
     report = diagnose_target(
         str(done.path), runs_dir=done.path, overrides=(), load=lambda: done.config, progress=Silent()
     )
@@ -81,7 +81,7 @@ def test_whatever_looks_at_the_run_sees_the_teacher_as_it_was_taught(done: RunFo
 def test_before_it_is_taught_it_is_said_that_it_will_be(data: Path, tmp_path: Path) -> None:
     run = run_tiny(tiny_config(data, CHANGES), tmp_path, "teacher")
     followed = load_followed(run)
-    assert followed.words == "resnet8" and "who is not trained yet: this is how it starts" in followed.note
+    assert followed.words == "resnet8" and "which is not trained yet; this is its initial state" in followed.note
     run.close()
 
 

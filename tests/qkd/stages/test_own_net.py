@@ -97,7 +97,9 @@ def test_a_changed_net_is_another_run(home: Path, capsys: pytest.CaptureFixture[
         assert main(["report", str(home / "my first.yaml"), "--runs-dir", str(home / "runs")]) == 2
     finally:
         file.write_text(NET, encoding="utf-8")
-    assert "holds a run of another config" in (text := capsys.readouterr().err) and "teacher.net: 'nets/mynet-" in text
+    assert (
+        "holds a run with another config" in (text := capsys.readouterr().err) and "teacher.net: 'nets/mynet-" in text
+    )
 
 
 def test_a_wrong_name_is_said_by_validate(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -75,7 +75,7 @@ def test_a_run_trains_branches_then_the_student(offline: RunFolder) -> None:
 def test_the_teacher_is_what_its_stage_left(offline: RunFolder) -> None:
     before = sha256_of(offline.path / "teacher" / "weights.safetensors")
     (offline.path / "student" / STAGE / "weights.safetensors").unlink()
-    assert "is gone" in offline.why_incomplete(STAGE) and "is gone" in offline.why_incomplete("distill")
+    assert "is missing" in offline.why_incomplete(STAGE) and "is missing" in offline.why_incomplete("distill")
     STAGES["distill"](offline, Silent())
     assert offline.is_complete(STAGE) and offline.is_complete("distill")
     assert sha256_of(offline.path / "teacher" / "weights.safetensors") == before

@@ -112,7 +112,7 @@ def test_search_alone_does_what_it_can_and_says_what_is_missing(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = RunFolder.open(config_of(data), tmp_path)
-    with pytest.raises(UsageError, match=r"the teacher's agent is found, but the student's search distils .*qkd teac"):
+    with pytest.raises(UsageError, match=r"the teacher's agent is found, but the student's search distills .*qkd tea"):
         STAGES["search"](run, Silent())
     assert run.is_complete("search_teacher") and not run.is_complete("search")
     run.close()
@@ -219,7 +219,7 @@ def test_stopped_between_any_two_file_operations_it_ends_with_the_same_bits(
 
 def test_images_are_refused_that_are_not_there(data: Path, tmp_path: Path) -> None:
     run = RunFolder.open(config_of(data, val_images=33), tmp_path)
-    with pytest.raises(ValueError, match=r"search\.val_images: 33 are asked for, but there are 32"):
+    with pytest.raises(ValueError, match=r"search\.val_images: 33 are requested, but there are 32"):
         search_agent(run, "teacher", Silent())
 
 
@@ -232,7 +232,7 @@ def test_another_teacher_is_another_search(data: Path, tmp_path: Path) -> None:
     weights = run.path / "teacher" / "weights.safetensors"
     open_journal(run, "student", splits, [weights])._write()
     weights.write_bytes(weights.read_bytes() + b" ")
-    with pytest.raises(ValueError, match=r"begun with other inputs \(teacher/weights\.safetensors changed since\)"):
+    with pytest.raises(ValueError, match=r"started with other inputs \(teacher/weights\.safetensors changed since\)"):
         open_journal(run, "student", splits, [weights])
 
 

@@ -125,7 +125,7 @@ def damaged(folder: Path) -> None:
         (lambda folder: None, "no such folder"),
         (lambda folder: folder.mkdir(), "has no class folders"),
         (loose, "1 images, but no class folders; put the images of each class into a folder"),
-        (one_class, "one class only (cat)"),
+        (one_class, "has only one class (cat)"),
         (damaged, "0.jpg: cannot be read as an image"),
         (lambda folder: (folder / "cat").mkdir(parents=True), "class folder without images"),
     ],

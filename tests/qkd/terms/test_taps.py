@@ -121,5 +121,5 @@ def test_before_the_grid_of_a_float_net_is_its_output_and_of_what_rounds_nothing
         values = taps.take()
     assert torch.equal(values["relu"], values["relu" + PRE_QUANT])
     student = prepare(net, QuantSpec(weight_bits=2, act_bits=2), example_inputs=X)
-    with pytest.raises(ValueError, match=r"'head' of the student rounds nothing.*tap: pre_quant.*these do: .*relu"):
+    with pytest.raises(ValueError, match=r"'head' of the student does no rounding.*tap: pre_quant.*these have: .*relu"):
         Taps(student, ["head" + PRE_QUANT], translate=student.tap_paths, role="student")

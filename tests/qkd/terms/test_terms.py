@@ -105,7 +105,7 @@ def test_a_term_may_read_what_comes_before_the_grid() -> None:
     built = build_terms([term("singular_vector", taps=both, tap="pre_quant")])
     assert built.student_taps == ("a@pre_quant", "b@pre_quant")
     assert check_terms([term("soft_target", tap="pre_quant")])[0].endswith(
-        "soft_target reads no features; remove `tap`"
+        "soft_target does not read features; remove `tap`"
     )
 
 
@@ -228,8 +228,11 @@ def test_half_precision_is_widened() -> None:
         ([term("soft_target", options={"reduction": "sum"})], "must be batchmean or mean, got 'sum'"),
         ([term("cross_entropy", options={"label_smoothing": 1.5})], "must be in [0, 1), got 1.5"),
         ([term("similarity_preserving")], "terms[0].taps: similarity_preserving reads features"),
-        ([term("similarity_preserving", taps=(("a", "b"),), options={"x": 1})], "unknown option; it has none"),
-        ([term("soft_target", taps=(("a", "b"),))], "reads no features"),
+        (
+            [term("similarity_preserving", taps=(("a", "b"),), options={"x": 1})],
+            "unknown option; it has no options",
+        ),
+        ([term("soft_target", taps=(("a", "b"),))], "does not read features"),
         ([term("soft_target", 0.0)], "no term has a positive weight"),
         ([], "no term has a positive weight"),
     ],

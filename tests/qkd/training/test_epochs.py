@@ -75,7 +75,7 @@ def test_a_training_keeps_them_and_says_which_epoch(tmp_path: Path, monkeypatch:
 
 def test_keeping_the_best_needs_images_to_choose_by(tmp_path: Path) -> None:
     changes = {"data.val_fraction": 0.0, "teacher.train.keep": "best"}
-    with pytest.raises(ValueError, match="`keep: best` chooses by validation images, and there are none"):
+    with pytest.raises(ValueError, match="`keep: best` needs validation images, but there are none"):
         run_tiny(tiny_config(write_npz_set(tmp_path / "data"), changes), tmp_path / "runs", "teacher")
 
 

@@ -308,7 +308,7 @@ def test_a_weight_that_overflows_a_finite_term_is_named(tmp_path: Path, splits: 
 
     job = make_job(tmp_path, splits, net)
     job = replace(job, phases=(replace(job.phases[0], step=step),))
-    with pytest.raises(TrainingError, match="finite alone.*the weight of far, a loss scale.*first at ") as caught:
+    with pytest.raises(TrainingError, match="finite on their own.*the weight of far, a loss scale.*first at") as caught:
         fit(job, Silent())
     assert caught.value.term == "far" and caught.value.layer
 

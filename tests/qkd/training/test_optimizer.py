@@ -56,7 +56,7 @@ def test_kinds() -> None:
 
 
 def test_nothing_to_train_is_an_error() -> None:
-    with pytest.raises(ValueError, match="nothing to train"):
+    with pytest.raises(ValueError, match="no trainable parameters"):
         build_optimizer(TinyNet().requires_grad_(False), config())
 
 

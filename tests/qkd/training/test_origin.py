@@ -102,7 +102,7 @@ def test_other_kernels_are_told_of_once_they_have_run(
     progress = Silent()
     progress.warn = warned.append  # type: ignore[method-assign]
     fit(make_job(tmp_path, splits, scales=lambda: [scale]), progress)
-    assert warned == ["teacher: quantizer kernels: 'fused' then, 'eager' now; what follows may differ in the last bits"]
+    assert warned == ["teacher: quantizer kernels: 'fused' then, 'eager' now; results may now differ in the last bits"]
 
 
 def test_augmentation_is_recorded_and_no_reason_to_warn(tmp_path: Path, splits: Splits) -> None:

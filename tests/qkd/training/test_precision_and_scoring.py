@@ -44,7 +44,7 @@ def test_fp16_on_cuda_needs_scaled_gradients() -> None:
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device("auto") == CPU and choose_device("cpu") == CPU
-    with pytest.raises(ValueError, match="cuda:1 was requested, but PyTorch sees no such device"):
+    with pytest.raises(ValueError, match="cuda:1 was requested, but PyTorch finds no such device"):
         choose_device("cuda:1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
@@ -122,7 +122,7 @@ def test_scores_on_the_statistics_of_batches(size: int) -> None:
     assert found == pytest.approx(_by_batches(twin, size)), "of 32 images, those in full batches"
     assert all(torch.equal(before[name], one) for name, one in net.state_dict().items())
     assert not any(module.training for module in net.modules())
-    with pytest.raises(ValueError, match="one full batch of 64 images at least, got 32"):
+    with pytest.raises(ValueError, match="at least one full batch of 64 images, got 32"):
         accuracy(net, splits.test, splits, DATA.model_copy(update={"batch_statistics": 64}), CPU)
 
 

@@ -1,4 +1,4 @@
-"""Made images on a run's page: the grid holds the samples, the histogram what the teacher saw in them."""
+"""Generated images on a run's page: the grid holds the samples, the histogram what the teacher saw in them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_the_page_shows_the_samples_a_row_for_each_epoch(tmp_path: Path, channel
         "Samples, one row per epoch: 0, 3, 12. rdskd, 480 steps; the teacher sees each class 0 to 5 times in 10 "
         "images, with a mean confidence of 0.475."
     )
-    assert f'<p class="note">{alt}</p>' in page and "<h2>Made images</h2>" in page
+    assert f'<p class="note">{alt}</p>' in page and "<h2>Generated images</h2>" in page
     grid = np.asarray(Image.open(io.BytesIO(base64.b64decode(png))))
     grid = grid.reshape(*(SCALE * (count * (SIDE + GAP) + GAP) for count in (len(EPOCHS), ACROSS)), channels)
     for line, epoch in enumerate(EPOCHS):
@@ -78,7 +78,7 @@ def test_samples_say_whose_training_made_them(tmp_path: Path) -> None:
 def test_a_run_that_made_no_images_has_no_pictures(tmp_path: Path) -> None:
     run = _files.make_run(tmp_path / "run")
     assert made_pictures(run) == {} and made_histogram(run) is None
-    assert "Made images" not in render_page(summarize(run), _files.record())
+    assert "Generated images" not in render_page(summarize(run), _files.record())
 
 
 def test_a_bar_is_as_high_as_its_class_is_frequent(tmp_path: Path) -> None:

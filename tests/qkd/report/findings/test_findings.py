@@ -219,7 +219,7 @@ def test_pictures_that_are_none_are_refused(tmp_path: Path) -> None:
         f"mistakes.{key}": np.zeros(1, int) for key in ("labels", "classes", "confidence")
     })  # fmt: skip
     for name in "abc":
-        with pytest.raises(DamagedFileError, match="holds no pictures of a run"):
+        with pytest.raises(DamagedFileError, match="not the pictures of a run"):
             read_gallery(tmp_path / f"{name}.npz", [])
 
 

@@ -99,7 +99,7 @@ def test_what_is_asked_for_holds_no_race(tmp_path: Path, splits: Splits, races: 
 def test_a_net_that_takes_no_images_holds_no_race(tmp_path: Path, splits: Splits, races: list[Any]) -> None:
     found = choose(replace(make_job(tmp_path, splits), takes_images=False))
     assert (found.precision, found.memory_format, races) == ("float32", "contiguous", [])
-    assert "takes no images" in found.reason
+    assert "does not take images" in found.reason
 
 
 def test_methods_with_more_nets_and_frozen_phases_keep_float32(

@@ -6,6 +6,7 @@
     python benchmarks/lowbit.py --nets resnet18 --threads 1 2 --rounds 60 --json benchmarks/results/lowbit_threads.json
     python benchmarks/lowbit.py --int8-isa avx2 --nets resnet18 --widths w2a2 w2a4 w3a3 w4a4 \\
         --json benchmarks/results/lowbit_avx2.json
+    python benchmarks/lowbit.py --json benchmarks/results/lowbit_amx.json      # on a processor with AMX
     python benchmarks/lowbit.py --nets resnet18 --rounds 100 --profile
     LOWBIT_ISA=avx2 python benchmarks/lowbit.py --nets resnet18       # other kernels; int8 still uses all it has
 

@@ -208,17 +208,20 @@ def _runtime_figures() -> dict[str, str]:
 def _low_bit_figures() -> dict[str, str]:
     ratios = {
         (name, row["net"], *row["bits"]): row["ratios"]["int8"][0]  # of minima; medians come second
-        for name in ("avx512", "avx2")
+        for name in ("amx", "avx512", "avx2")
         for row in read(f"lowbit_{name}.json")["rows"]
         if row["threads"] == 1
     }
     vbmi = [ratios["avx512", net, 2, 2] for net in ("resnet18", "resnet50", "mobilenet_v2")]
     avx2 = [ratios["avx2", "resnet18", bits, bits] for bits in (2, 4)]
+    amx = [ratios["amx", "resnet18", bits, bits] for bits in (2, 4)] + [ratios["amx", "resnet50", 2, 2]]
     nets = read("lowbit_arm.json")["nets"]
     arm = [nets[net]["cortex-a72"]["lowbit"]["over_int8"] for net in ("resnet18", "resnet20")]
     return {
         "low-bit": f"ResNet-18 W2A2 takes {vbmi[0]:.2f} of static int8's time, ResNet-50 {vbmi[1]:.2f}, MobileNetV2 "
         f"{vbmi[2]:.2f}; with AVX2 alone, ResNet-18 W2A2 takes {avx2[0]:.2f} and W4A4 {avx2[1]:.2f}",
+        "low-bit with AMX": f"ResNet-18 takes {amx[0]:.2f} of static int8's time at W2A2 and {amx[1]:.2f} at W4A4, "
+        f"ResNet-50 W2A2 {amx[2]:.2f}",
         "low-bit on Arm": f"executes {arm[0]:.2f} of int8's instructions for ResNet-18 W2A2, {arm[1]:.2f} for "
         "ResNet-20",
     }

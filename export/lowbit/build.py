@@ -9,6 +9,7 @@ import logging
 import os
 import platform
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,8 +118,15 @@ def _run(command: Sequence[str]) -> None:
 
 
 def _fingerprint(toolchain: Toolchain) -> str:
-    words = [*toolchain.command, toolchain.machine, *toolchain.extra_flags, *FLAGS, repr((INSTRUCTION_SETS, OPTIONAL_FLAGS))]
+    words = [
+        *toolchain.command,
+        toolchain.machine,
+        *toolchain.extra_flags,
+        *FLAGS,
+        repr((INSTRUCTION_SETS, OPTIONAL_FLAGS)),
+    ]
     words += [_version(toolchain.command), platform.system()]
+    words += [str(flags) for flags in OPTIONAL_FLAGS.values() if _knows(toolchain.command, flags)]
     for source in sorted(path for path in SOURCES.rglob("*") if path.is_file()):
         words += [source.relative_to(SOURCES).as_posix(), source.read_text(encoding="utf-8")]
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:20]
@@ -127,11 +135,16 @@ def _fingerprint(toolchain: Toolchain) -> str:
 @functools.cache
 def _knows(command: tuple[str, ...], flags: tuple[str, ...]) -> bool:
     """Return whether a compiler accepts these flags."""
-    words = [*command, *flags, "-x", "c++", "-fsyntax-only", os.devnull]
-    try:
-        return subprocess.run(words, capture_output=True, timeout=LONGEST_COMPILATION_S, check=False).returncode == 0
-    except (OSError, subprocess.TimeoutExpired):
-        return False  # the compilation itself reports what is wrong
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "nothing.cc"  # not os.devnull: some compilers cannot read it
+        source.touch()
+        words = [*command, *flags, "-c", str(source), "-o", str(source.with_suffix(".o"))]
+        try:
+            return (
+                subprocess.run(words, capture_output=True, timeout=LONGEST_COMPILATION_S, check=False).returncode == 0
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return False  # the compilation itself reports what is wrong
 
 
 @functools.cache

@@ -107,7 +107,7 @@ def float_layers(exported: Mapping[str, Any]) -> Iterator[str]:
     """Yield a caveat if layers run in float.
 
     Args:
-    exported: What ``export.json`` says about the student's file.
+        exported: What ``export.json`` says about the student's file.
     """
     if falls := exported.get("fall_backs"):
         yield f"{len(falls)} layer{'s' * (len(falls) > 1)} left in float: {_some(falls)}"

@@ -59,7 +59,8 @@ def test_the_single_figures_are_those_of_the_files(tables: Any) -> None:
 def test_the_readmes_own_sentences_are_held_too(tables: Any) -> None:
     """They stand on the page of results as well, so one of both alone could grow old."""
     words, found = " ".join(README.split()), tables.figures()
-    assert all(" ".join(found[name].split()) in words for name in ("low-bit", "low-bit on Arm", "sizes"))
+    names = ("low-bit", "low-bit with AMX", "low-bit on Arm", "sizes")
+    assert all(" ".join(found[name].split()) in words for name in names)
 
 
 def test_every_file_of_results_that_a_page_names_is_there() -> None:

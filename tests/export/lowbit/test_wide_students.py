@@ -47,7 +47,7 @@ def test_look_ups_of_more_bits(
     assert provider.look_ups(kinds) == 8 and kinds.count("dot_conv") == 1
 
 
-AVX2 = f"""
+KINDS = f"""
 import gc, json, numpy as np, onnxruntime
 from export import lowbit
 options = onnxruntime.SessionOptions()
@@ -67,7 +67,14 @@ print(kinds.count("dot_conv"), kinds.count("lut_conv"))
 def test_avx2_takes_four_bits(bits: tuple[int, int], expected: str, tmp_path: Path) -> None:
     """By sums of 16 bits; two bits of weights by look-up. In a separate process, where AVX2 is asked for."""
     content = student(bits, tmp_path).read_bytes()
-    provider.run_script(AVX2, content, {"LOWBIT_ISA": "avx2", "LOWBIT_PROFILE": "profile"}, expected)
+    provider.run_script(KINDS, content, {"LOWBIT_ISA": "avx2", "LOWBIT_PROFILE": "profile"}, expected)
+
+
+@pytest.mark.parametrize("isa", ["amx", "amx_emulated"])
+@pytest.mark.parametrize("bits", [(2, 2), (3, 3), (2, 4), (4, 4), (8, 8)])
+def test_tiles_take_every_width(bits: tuple[int, int], isa: str, tmp_path: Path) -> None:
+    content = student(bits, tmp_path).read_bytes()
+    provider.run_script(KINDS, content, {"LOWBIT_ISA": isa, "LOWBIT_PROFILE": "profile"}, "9 0")
 
 
 @pytest.mark.parametrize("values", [(-1, 0, 1), (-1, 0), (0, 1), (-2, -1)])

@@ -85,7 +85,7 @@ def test_look_ups_of_other_widths(library: ctypes.CDLL, isa: str, name: str) -> 
     bits = LUT_WIDTHS[name]
     if isa in ("avx2", "neon") and bits[0] == 3:
         pytest.skip("no tables of 16 entries hold products of three bits")
-    check(library, isa, name, bits, 3 if isa == "portable" else 15, is_lut=True)
+    check(library, isa, name, bits, 3 if isa in kernels.SLOW_SETS else 15, is_lut=True)
 
 
 @pytest.mark.parametrize("isa", kernels.ISAS)
@@ -93,7 +93,7 @@ def test_look_ups_of_other_widths(library: ctypes.CDLL, isa: str, name: str) -> 
 def test_dot_products_of_other_widths(library: ctypes.CDLL, isa: str, name: str) -> None:
     if isa == "neon" and DOT_WIDTHS[name][0] == 8:
         pytest.skip("NEON takes weights of -64..63")
-    check(library, isa, name, DOT_WIDTHS[name], 3 if isa == "portable" else 15, is_lut=False)
+    check(library, isa, name, DOT_WIDTHS[name], 3 if isa in kernels.SLOW_SETS else 15, is_lut=False)
 
 
 @pytest.mark.slow

@@ -47,7 +47,9 @@ def average_states(states: Sequence[State], weights: Sequence[float]) -> dict[st
     """
     total = float(sum(weights))
     if not states or len(states) != len(weights) or min(weights) < 0 or not total > 0:
-        raise ValueError(f"needs one non-negative weight per state, got {len(states)} states and {list(weights)}")
+        raise ValueError(
+            f"needs one non-negative weight per state, not all zero, got {len(states)} states and {list(weights)}"
+        )
     _require_alike(states)
     shares = [weight / total for weight in weights]
     return {name: _averaged(name, states, shares) for name in states[0]}

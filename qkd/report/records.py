@@ -270,8 +270,9 @@ def measured_others(record: Mapping[str, Any], hashes: Mapping[str, str | None])
     """
     models = record.get("models")
     rows = models.items() if isinstance(models, dict) else ()
-    then = {str(row.get("model", name)): row.get("sha256") for name, row in rows if isinstance(row, dict)}
-    return any(None not in (then[name], hashes[name]) and then[name] != hashes[name] for name in then.keys() & hashes)
+    # A model has a row for each provider.
+    then = [(str(row.get("model", name)), row.get("sha256")) for name, row in rows if isinstance(row, dict)]
+    return any(None not in (old, new := hashes.get(name)) and old != new for name, old in then)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -99,5 +99,5 @@ def test_ternary_and_binary_weights_use_the_tables_of_two_bits(
             np.testing.assert_array_equal(a, b)
         del ours
         gc.collect()
-        counts.append(sum(map(provider.look_ups, claimed())))
+        counts.append(sum(map(provider.low_bit_layers, claimed())))
     assert counts[0] == counts[1] > 0

@@ -102,9 +102,9 @@ def test_grids_of_other_widths_are_refused() -> None:
 
 
 def test_what_is_no_average() -> None:
-    with pytest.raises(ValueError, match="none negative"):
+    with pytest.raises(ValueError, match="one non-negative weight per state"):
         average_states([], [])
-    with pytest.raises(ValueError, match="none negative"):
+    with pytest.raises(ValueError, match="one non-negative weight per state"):
         average_states([{"w": torch.zeros(1)}], [0])
     with pytest.raises(UnlikeStatesError, match="w differ"):
         average_states([{"w": torch.zeros(1)}, {"w": torch.zeros(2)}], [1, 1])

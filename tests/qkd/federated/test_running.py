@@ -128,7 +128,7 @@ def test_the_table_shows_the_last_round() -> None:
                                                              "weight_quantizer": "dorefa"}}}, "needs weight_quantizer"),
         ("fedavg", {"student": {"init": "float"}}, "starts from `weights` or at random, got `float`"),
         ("fedavg", {"student": {"view": "clean", "phases": [{"epochs": 30}]}}, "does not read view, phases"),
-        ("fedgen", {"section": {"batch_size": 1}}, "data.batch_size: must be 2 at least with strategy fedgen"),
+        ("fedgen", {"section": {"batch_size": 1}}, "data.batch_size: must be at least 2 with strategy fedgen"),
         ("fedavg", {"section": {"batch_statistics": 4}}, "too few validation images to fill its batches"),
         ("fedavg", {"student": {"net": None}}, "config.student.net: missing; a federated run has no teacher"),
     ],

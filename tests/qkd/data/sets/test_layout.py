@@ -132,7 +132,7 @@ def test_mean_and_std_are_the_ones_given(tmp_path: Path) -> None:
     assert (splits.mean, splits.std) == ((0.25,), (0.5,))
     with pytest.raises(DataError, match=r"data.mean: has 3 values, but the images have 1 channels; .*channels: 3"):
         load(tmp_path, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-    with pytest.raises(ValueError, match="come together"):
+    with pytest.raises(ValueError, match="must be given together"):
         DataConfig(name="digits", mean=(0.5,))
 
 

@@ -178,8 +178,8 @@ def test_a_student_is_one_region_and_identical(
 def test_wider_students_are_left_alone(
     bits: tuple[int, int], tmp_path: Path, make_session: Session, claimed: Claimed
 ) -> None:
-    if has_tiles():
-        pytest.skip("these kernels take every width")
+    if has_tiles() and bits == (4, 4):
+        pytest.skip("these kernels take up to four bits")
     import torch
 
     from qkd.nets import build_net

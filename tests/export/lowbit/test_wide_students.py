@@ -71,8 +71,8 @@ def test_avx2_takes_four_bits(bits: tuple[int, int], expected: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("isa", ["amx", "amx_emulated"])
-@pytest.mark.parametrize("bits", [(2, 2), (3, 3), (2, 4), (4, 4), (8, 8)])
-def test_tiles_take_every_width(bits: tuple[int, int], isa: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("bits", [(2, 2), (3, 3), (2, 4), (4, 4)])
+def test_tiles_take_up_to_four_bits(bits: tuple[int, int], isa: str, tmp_path: Path) -> None:
     content = student(bits, tmp_path).read_bytes()
     provider.run_script(KINDS, content, {"LOWBIT_ISA": isa, "LOWBIT_PROFILE": "profile"}, "9 0")
 

@@ -74,8 +74,6 @@ def test_every_layer_that_it_takes_is_computed_in_a_graph_that_ends_there(flavor
 def test_nothing_taken_is_a_fault_and_no_proof(images, tmp_path, offered):
     path = tmp_path / "s.onnx"
     student = made(images, path, weight_bits=8, act_bits=8)
-    if lowbit.availability().kernels == "amx":
-        pytest.skip("these kernels take every width")
     report = check_parity(student, path, [images], provider=offered)
     assert report.provider.claimed == 0 and report.provider.layers == () and not report.passed
     assert report.faults == (f"{offered}: it takes no nodes of this file, so equal outputs prove nothing about it",)

@@ -122,7 +122,7 @@ struct DotFormat {
     int sign = 1;  // of weights as they are kept, and so of sums
     int lanes = kChannelUnit;  // channels side by side
     int step_unit = 1;         // rows of a kernel take a multiple of these steps
-    bool is_faster = false;    // than the runtime's own convolutions, whatever the bits
+    bool is_faster = false;    // than the runtime's own convolutions; regions begin with those of up to four bits
     // Whether weights of two or four bits are kept in as many: every 16 steps of 16 lanes (1 KB) are 4 or 8 vectors of 64
     // bytes. With f = 8 / bits, field i of byte j of vector v is byte j of step v f + i, lowest bits first.
     bool has_packed_weights = false;

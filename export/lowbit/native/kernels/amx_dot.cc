@@ -22,7 +22,7 @@ constexpr int kLatency = 52, kLeastPositions = kLatency / kGroup;  // cycles of 
 // Sums of one group: [tiles of positions][tiles of channels][positions][channels].
 using Sums = int32_t[kGroup][kChannelTiles][kTileRows][kTileChannels];
 
-constexpr unsigned kAhead = 2;  // tiles of weights that are unpacked, the one in use included; a power of two
+constexpr unsigned kAhead = 2;  // unpacked tiles of weights: the one in use and the next
 constexpr int kMostGathered = kGatherLimit * kGatherRows / kTileBytes * kTileBytes + kTileBytes;
 
 // What a window is in memory: rows of bytes, a multiple of a tile's.

@@ -137,7 +137,7 @@ class Comparison:
             "method": method,
             "config": REAL_CONFIG if method == REAL else os.path.relpath(self.config(method), ROOT),
             "teacher": config["teacher"]["net"],
-            "student": config["student"]["net"] or config["teacher"]["net"],
+            "student": config["student"].get("net") or config["teacher"]["net"],
             "teacher_accuracy": spread(accuracies(runs[BITS[0]], "teacher")),
             "float": spread(accuracies(runs[BITS[0]], "student/float")),
             **{f"w{bits}a{bits}": spread(accuracies(runs[bits], "student")) for bits in BITS},

@@ -20,6 +20,7 @@ LARGE = "data_free_digits-32x32"  # of the configs; not measured to the end yet 
 LONG = "data_free_digits-32x32_long"  # of those with longer trainings
 PROCEDURAL = "data_free_digits-32x32_procedural"  # of those without a generator
 STATISTICS = "data_free_resnet8"  # of methods that read batch norm's statistics
+FASHION = "data_free_fashion-mnist"  # of the configs of that set
 QUOTED = {  # row of the page -> file and method
     "real images": ("data_free", "real"),
     "images of noise": ("data_free", "noise"),
@@ -46,7 +47,7 @@ def percent(row: dict[str, Any], key: str) -> str:
     return f"{100 * row[key]['mean']:.1f} %" if row[key]["seeds"] else ""
 
 
-@pytest.mark.parametrize("name", ["data_free", "data_free_statistics", STATISTICS])
+@pytest.mark.parametrize("name", ["data_free", "data_free_statistics", STATISTICS, FASHION])
 def test_the_table_is_made_from_the_measurements(data_free: ModuleType, name: str) -> None:
     assert data_free.table(list(read(name).values())) == (RESULTS / f"{name}.md").read_text()
 
@@ -59,15 +60,11 @@ def test_the_page_quotes_what_was_measured(label: str) -> None:
     assert cells == [percent(read(name)[method], key) for key in KEYS]
 
 
-def test_configs_expect_what_was_measured(data_free: ModuleType) -> None:
+@pytest.mark.parametrize(("folder", "tables"), [("digits", (LONG, LARGE, PROCEDURAL)), ("fashion-mnist", (FASHION,))])
+def test_configs_expect_what_was_measured(folder: str, tables: tuple[str, ...]) -> None:
     """Each config with the table of its own data set; LeNet-5 at 8x8 (``data_free``) is no config any more."""
-    rows = {
-        name: row
-        for table in (LONG, LARGE, PROCEDURAL)
-        if (RESULTS / f"{table}.json").is_file()
-        for name, row in read(table).items()
-    }
-    for path in sorted(data_free.CONFIGS.glob("*.yaml")):
+    rows = {name: row for table in tables if (RESULTS / f"{table}.json").is_file() for name, row in read(table).items()}
+    for path in sorted((ROOT / "configs" / folder / "data-free").glob("*.yaml")):
         (said,) = re.findall("^# Expected: (.*)$", path.read_text(), re.MULTILINE)
         figures = [percent(rows[path.stem], key) for key in KEYS if percent(rows[path.stem], key)] if (
             path.stem in rows
@@ -76,7 +73,7 @@ def test_configs_expect_what_was_measured(data_free: ModuleType) -> None:
         assert figures or said == "not yet run", path.stem
 
 
-@pytest.mark.parametrize("name", [LARGE, LONG, PROCEDURAL, STATISTICS])
+@pytest.mark.parametrize("name", [LARGE, LONG, PROCEDURAL, STATISTICS, FASHION])
 def test_the_page_has_the_whole_table_of_the_configs(name: str) -> None:
     if (RESULTS / f"{name}.md").is_file():
         assert (RESULTS / f"{name}.md").read_text() in PAGE

@@ -98,8 +98,8 @@ def test_repeated_keys_are_errors_with_their_lines() -> None:
     with pytest.raises(YamlError) as caught:
         parse_yaml("a: 1\nb: {c: 1, c: 2}\na: 3\n")
     assert set(caught.value.faults) == {
-        "line 3: key `a` again; it is on line 1 too",
-        "line 2: key `c` again; it is on line 2 too",
+        "line 3: repeated key `a`, also on line 1",
+        "line 2: repeated key `c`, also on line 2",
     }
 
 

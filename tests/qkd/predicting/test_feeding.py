@@ -154,7 +154,7 @@ def test_an_image_of_another_size_is_resized_as_in_training(
 def test_a_resize_rule_that_is_not_known_is_named(tmp_path: Path, rule: str) -> None:
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "a.png")
     facts = {"input_mean": [0.5], "input_std": [0.5], "input_size": [8, 8], "resize": rule}
-    with pytest.raises(InputError, match="resize rule .* is not known"):
+    with pytest.raises(InputError, match="resize rule .* is unknown to this version"):
         program.read_image(str(tmp_path / "a.png"), facts)
 
 

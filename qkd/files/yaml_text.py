@@ -90,7 +90,7 @@ class _Loader(yaml.SafeLoader):
             raise _Refused(f"nested deeper than {DEEPEST} levels", mark)
         if self.values > MOST_VALUES or self.characters > MOST_CHARACTERS:
             raise _Refused(f"holds more than {MOST_VALUES:,} values or {MOST_CHARACTERS:,} characters "
-                                "(the contents of an alias are counted each time)", mark)  # fmt: skip
+                                "(aliases are counted in full each time)", mark)  # fmt: skip
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
         first_lines: dict[str, int] = {}

@@ -88,7 +88,7 @@ def _refuse_foreign_kinds(path: Path, wanted: Mapping[str, Tensor], found: Mappi
 def _foreign_kind(value: Tensor, wanted: Tensor) -> str:
     """Return why a tensor cannot be loaded into a net; empty if it can."""
     if value.is_meta:
-        return "on the meta device, without values"
+        return "meta device, without values"
     if value.is_quantized or value.layout is not torch.strided:
         return "quantized" if value.is_quantized else "sparse"
     if value.is_complex() or (wanted.is_floating_point() and not value.is_floating_point()):

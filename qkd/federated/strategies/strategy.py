@@ -160,7 +160,7 @@ class Strategy:
     # shared by all strategies
 
     def clients(self, server_round: int) -> list[int]:
-        """Return the clients of a round, ascending; they are drawn anew in each round."""
+        """Return the clients of a round, ascending; each round draws its own."""
         settings = self.federation.settings
         count = settings.clients_per_round or settings.clients
         order = torch.randperm(settings.clients, generator=self.federation.stream("clients", server_round))

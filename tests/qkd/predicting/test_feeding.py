@@ -162,7 +162,7 @@ def test_a_folder_means_the_images_in_it(run: RunFolder, tmp_path: Path, capsys:
     folder = tmp_path / "photos"
     (folder / "below.png").mkdir(parents=True)
     assert main(["predict", str(run.path), str(folder)]) == 2
-    assert "photos: a folder that holds no image files itself (.bmp," in capsys.readouterr().err
+    assert "photos: the folder has no image files directly in it (.bmp," in capsys.readouterr().err
     for name in ("b.PNG", "a.png", ".hidden.png", "notes.txt"):
         Image.fromarray(np.zeros((9, 9), np.uint8)).save(folder / name, format="PNG")
     assert main(["predict", str(run.path), str(folder), "--json"]) == 0

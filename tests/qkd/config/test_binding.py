@@ -105,7 +105,8 @@ def test_repeated_keys_are_errors_with_their_lines() -> None:
 
 @pytest.mark.parametrize(
     ("text", "part"),
-    [("a: [1", "line 1"), ("a: 1\n---\nb: 2", "document"), ("!!python/object/apply:os.getcwd []", "not YAML"),
+    [("a: [1", "line 1"), ("a: 1\n---\nb: 2", "document"),
+     ("!!python/object/apply:os.getcwd []", "not plain YAML data"),
      ("? [1, 2]\n: 3", "a key must be a word"), ("a: &x [*x]", "recursive"), ("\tx: 1", "line 1")],
 )  # fmt: skip
 def test_what_is_not_plain_yaml_is_refused(text: str, part: str) -> None:

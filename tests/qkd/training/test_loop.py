@@ -211,7 +211,7 @@ def test_a_checkpoint_made_from_something_else_is_refused(tmp_path: Path, splits
 
 def test_a_checkpoint_of_another_net_is_refused(tmp_path: Path, splits: Splits) -> None:
     fit(make_job(tmp_path, splits), Silent())
-    with pytest.raises(ValueError, match="not for this net.*wrong shape"):
+    with pytest.raises(ValueError, match="not for this net.*of another shape"):
         fit(make_job(tmp_path, splits, TinyNet(width=8)), Silent())
 
 

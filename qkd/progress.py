@@ -11,11 +11,11 @@ from typing import TextIO
 
 from qkd.foreign.shown import raw_stream, shown, shown_line
 
-PLAIN_INTERVAL_S = 5.0  # a log file needs a line now and then, not one per step
+PLAIN_INTERVAL_S = 5.0  # a log file needs an occasional line, not one per step
 
 
 def duration(seconds: float) -> str:
-    """Return seconds as a person writes them: ``8 s``, ``2:05``, ``1:02:05``."""
+    """Format seconds for people: ``8 s``, ``2:05``, ``1:02:05``."""
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole} s"
@@ -25,7 +25,7 @@ def duration(seconds: float) -> str:
 
 
 def format_values(values: dict[str, object]) -> str:
-    """Return ``name value`` pairs in one line; floats with four significant digits."""
+    """Return ``name value`` pairs on one line; floats have four significant digits."""
     return ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
                      for name, value in values.items())  # fmt: skip
 
@@ -37,10 +37,10 @@ class Tracker:
         """Write a separate line, e.g. for a finished epoch."""
 
     def update(self, n: int = 1, **values: object) -> None:
-        """Count ``n`` further units; ``values`` (loss, accuracy, ...) are shown next to the count."""
+        """Count ``n`` more units; ``values`` (loss, accuracy, ...) are shown next to the count."""
 
     def close(self) -> None:
-        """Show the last state; called when the ``with`` block ends."""
+        """Show the final state; called when the ``with`` block ends."""
 
 
 class PlainTracker(Tracker):
@@ -54,7 +54,7 @@ class PlainTracker(Tracker):
         self._start = self._last = time.monotonic()
 
     def update(self, n: int = 1, **values: object) -> None:
-        """Count ``n`` units and write a line if the last one is some seconds old."""
+        """Count ``n`` units and write a line if the last one is at least a few seconds old."""
         self._done += n
         self._values.update(values)
         now = time.monotonic()
@@ -63,7 +63,7 @@ class PlainTracker(Tracker):
             self._write(now)
 
     def line(self, text: str) -> None:
-        """Write a line at once."""
+        """Write a line immediately."""
         print("  " + shown(text), file=self._stream, flush=True)
 
     def close(self) -> None:
@@ -93,7 +93,7 @@ class BarTracker(Tracker):
         self._bar = tqdm(total=total, desc=title, unit=f" {unit}", file=stream, dynamic_ncols=True, leave=True)
 
     def update(self, n: int = 1, **values: object) -> None:
-        """Move the bar by ``n`` units and show ``values`` behind it."""
+        """Advance the bar by ``n`` units and show ``values`` after it."""
         if values:
             self._bar.set_postfix_str(shown_line(format_values(values)), refresh=False)
         self._bar.update(n)
@@ -111,12 +111,12 @@ class Board:
     """Holds a table within :meth:`Progress.board`; the base class shows nothing."""
 
     def show(self, headline: str, rows: Sequence[str] = (), *, is_news: bool = False) -> None:
-        """Show a headline and, where there is room for a table, its rows.
+        """Show a headline and, if there is room for a table, its rows.
 
         Args:
             headline: A one-line summary.
             rows: Lines of the table, its heading first.
-            is_news: Whether to log the headline, however recent the last one is.
+            is_news: Whether to log the headline even if the last one is recent.
         """
 
     def leave(self) -> None:
@@ -124,14 +124,14 @@ class Board:
 
 
 class PlainBoard(Board):
-    """Writes headlines: news at once, others every few seconds."""
+    """Writes headlines: news immediately, others every few seconds."""
 
     def __init__(self, stream: TextIO, interval_s: float) -> None:
         self._stream, self._interval_s = stream, interval_s
         self._last = time.monotonic()
 
     def show(self, headline: str, rows: Sequence[str] = (), *, is_news: bool = False) -> None:
-        """Write the headline if it is news or the last one is some seconds old."""
+        """Write the headline if it is news or the last one is at least a few seconds old."""
         now = time.monotonic()
         if is_news or now - self._last >= self._interval_s:
             self._last = now
@@ -146,7 +146,7 @@ class LiveBoard(Board):
         self._height = 0
 
     def show(self, headline: str, rows: Sequence[str] = (), *, is_news: bool = False) -> None:
-        """Draw over what was drawn last; lines are cut at the terminal's width, so that each takes one."""
+        """Draw over the previous table; lines are truncated to the terminal's width so that they do not wrap."""
         columns, lines_at_most = shutil.get_terminal_size()
         lines = [f"  {shown_line(line, columns)}"[: columns - 1] for line in (headline, *rows)][: lines_at_most - 1]
         up = f"\x1b[{self._height}A" if self._height else ""
@@ -154,7 +154,7 @@ class LiveBoard(Board):
         self._height = len(lines)
 
     def leave(self) -> None:
-        """Draw the next table below what is there."""
+        """Draw the next table below the current one."""
         self._height = 0
 
 
@@ -163,7 +163,7 @@ class Progress:
 
     Args:
         stream: Where to write; default: the current ``sys.stderr``.
-        interval_s: Least seconds between two plain lines of one tracker.
+        interval_s: Minimum seconds between two plain lines of a tracker.
     """
 
     def __init__(self, stream: TextIO | None = None, *, interval_s: float = PLAIN_INTERVAL_S) -> None:
@@ -177,11 +177,11 @@ class Progress:
         self._print(f"== {name}" + (f": {note}" if note else ""))
 
     def say(self, text: str) -> None:
-        """Write a line of talk."""
+        """Write a line of information."""
         self._print(f"  {text}")
 
     def warn(self, text: str) -> None:
-        """Write a line that asks for attention."""
+        """Write a warning."""
         self._print(f"  warning: {text}")
 
     @contextmanager
@@ -189,7 +189,7 @@ class Progress:
         """Count work: ``with progress.track(10, "epoch 1", "steps") as tracker: tracker.update(1, loss=0.3)``.
 
         Args:
-            total: Units of work in all.
+            total: Total units of work.
             label: What is being done.
             unit: What is counted, in the plural.
         """
@@ -200,7 +200,7 @@ class Progress:
             tracker.close()
 
     def epoch(self, tracker: Tracker, text: str) -> None:
-        """Write the line of an epoch that is done, whatever else is shown."""
+        """Write the line for a finished epoch, whatever else is shown."""
         tracker.line(text)
         self._tell(text)
 
@@ -226,7 +226,7 @@ class Progress:
 
 
 class Silent(Progress):
-    """Says nothing; for tests and for callers that talk themselves."""
+    """Prints nothing; for tests and for callers with their own output."""
 
     def board(self) -> Board:
         """Return a board that shows nothing."""
@@ -236,5 +236,5 @@ class Silent(Progress):
         return Tracker()
 
     def _print(self, text: str) -> None:
-        """Show nothing; a log still gets it."""
+        """Print nothing, but still pass the line to a log."""
         self._tell(text)

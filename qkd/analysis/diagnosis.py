@@ -2,7 +2,7 @@ r"""Measure what a teacher's soft targets say about images and class relations, 
 
 :math:`p` is the softmax of the teacher's logits, :math:`\tilde p` that of the logits over the temperature, :math:`t`
 the true class, :math:`K` the number of classes. All follow Tang et al., `Understanding and Improving Knowledge
-Distillation <https://arxiv.org/abs/2002.03532>`_, 2020; what is our own definition is said where it stands.
+Distillation <https://arxiv.org/abs/2002.03532>`_, 2020; definitions of our own are marked as such.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from qkd.losses.stable import unit_rows
 
 PAIR_VALUES = 4_000_000  # comparisons of two classes in memory at a time
 
-# Thresholds of find_failures: rounded geometric middles between groups of teachers, measured on their training images.
+# Thresholds of find_failures: rounded geometric means between groups of teachers, measured on their training images.
 # Digits: ResNet-20 of digits/w2a2, two seeds each: plain; label smoothing 0.05, 0.1 and 0.2; over-trained (80 epochs,
 # neither augmentation nor weight decay); all fit every image. Fashion-MNIST: ResNet-8, 6 epochs of 10,000 images, one
-# seed: plain (84.7 % right) and label smoothing 0.1 (85.0 %).
+# seed: plain (84.7 % correct) and label smoothing 0.1 (85.0 %).
 #                             digits: plain     over-trained         smoothed     Fashion: plain   smoothed
 #   temperature 1
 #     std of p_t           2.8e-3..5.1e-3   8.9e-5..1.0e-4   1.7e-2..2.8e-2            0.28       0.26
@@ -34,14 +34,14 @@ PAIR_VALUES = 4_000_000  # comparisons of two classes in memory at a time
 #   temperature 4
 #     std of p_t             0.093..0.103     0.070..0.071     0.007..0.017            0.15       0.06
 #     relation information   0.204..0.218     0.143..0.161   1.1e-4..7.0e-4            0.21      0.024
-# At temperature 1 the relation information of the smoothed Fashion-MNIST teacher is that of its confusions; at 4 the
-# groups part for both sets. The correlations' spread falls with smoothing on digits (0.036..0.038 to 0.015..0.021), but
-# only from 0.32 to 0.23 on Fashion-MNIST: it measures how hard the images are, too, and decides nothing.
+# At temperature 1, the relation information of the smoothed Fashion-MNIST teacher is that of its confusions; at 4, the
+# groups separate on both sets. The spread of the correlations falls with smoothing on digits (0.036..0.038 to
+# 0.015..0.021), but only from 0.32 to 0.23 on Fashion-MNIST: it also depends on how hard the images are; not used.
 SURE_STD = 5e-4  # at temperature 1, between over-trained and plain
 SURE_DOUBT = 2e-4  # mean of 1 - p_t at temperature 1, between over-trained and plain
 SMOOTHED_SHARE = 1e-3  # K min p at temperature 1, between plain (unsure ones, too) and smoothed
 SMOOTHED_RELATION = 0.06  # nats at REFERENCE_TEMPERATURE, between smoothed and all others
-REFERENCE_TEMPERATURE = 4.0  # soft enough for classes other than the likeliest two to matter
+REFERENCE_TEMPERATURE = 4.0  # soft enough for classes other than the two most likely to matter
 FLAT_STD = 0.034  # at the temperature of the distillation, between smoothed and over-trained on digits
 
 
@@ -52,19 +52,19 @@ class Knowledge:
     Args:
         temperature: Dimensionless.
         confidence_mean: Mean of the true class's probability.
-        confidence_std: Its standard deviation over the images: the instance level, which weighs gradients.
+        confidence_std: Its standard deviation over the images: the instance level, which weights gradients.
         entropy: Mean entropy, nats.
-        instance_information: Mean divergence of an image's distribution from its class's mean one, nats: what a table
-            of one distribution a class would lose.
-        relation_information: Mean, over the true classes, of the divergence from uniform of what a class's mean
-            distribution gives to the wrong classes (normalized), nats: the domain level. Ours.
+        instance_information: Mean divergence of an image's distribution from the mean distribution of its class, nats:
+            what a table with one distribution per class would lose.
+        relation_information: Mean, over the true classes, of the divergence from uniform of a class's mean
+            distribution over the wrong classes (normalized), nats: the domain level. Our own.
         relation_spread: Standard deviation of the correlations of two different classes' probabilities over the
-            images; 0 where all classes are equally far from one another. Ours: the mean of their absolute values
-            is :math:`1 / (K - 1)` for one-hot targets and hardly moves.
+            images; 0 if all classes are equally far from one another. Our own: the mean of their absolute values
+            is :math:`1 / (K - 1)` for one-hot targets and hardly changes.
         uniform_share: Median over the images of :math:`K \\min_k p_k`: the largest label smoothing that the
-            distribution can have in it. Ours.
-        equivalent_smoothing: The label smoothing that is as unsure of the true class on average.
-        within_contrast: Mean correlation of two classes of one superclass; None without superclasses.
+            distribution can include. Our own.
+        equivalent_smoothing: The label smoothing that is equally unsure of the true class on average.
+        within_contrast: Mean correlation of two classes of the same superclass; None without superclasses.
         between_contrast: The same for two classes of different superclasses.
     """
 
@@ -82,7 +82,7 @@ class Knowledge:
 
     @property
     def contrast(self) -> float | None:
-        """Return by how much classes of one superclass correlate more than others; None without superclasses."""
+        """Return how much more classes of the same superclass correlate than others; None without superclasses."""
         if self.within_contrast is None or self.between_contrast is None:
             return None
         return self.within_contrast - self.between_contrast
@@ -104,7 +104,7 @@ def teacher_knowledge(
         superclasses: Number of each class's superclass; None if there are none.
 
     Raises:
-        ValueError: If shapes do not fit, a logit is not finite, or the temperature is out of range.
+        ValueError: If shapes do not match, a logit is not finite, or the temperature is out of range.
     """
     _check(logits, labels, temperature)
     classes = logits.shape[1]
@@ -143,7 +143,7 @@ def class_relations(logits: Tensor, *, temperature: float = 1.0) -> Tensor:
     """
     _check(logits, None, temperature)
     p = functional.softmax(logits.detach() / temperature, dim=1)
-    # A constant column is 0 but for rounding once its mean is taken off; scaled to norm 1, the rounding would count.
+    # A constant column minus its mean is 0 except for rounding errors, which scaling to norm 1 would blow up.
     centered = p - p.mean(0)
     noise = torch.finfo(p.dtype).eps * p.amax(0)
     rows = unit_rows(torch.where(centered.abs().amax(0) <= 4 * noise, torch.zeros_like(centered), centered).T)
@@ -151,14 +151,14 @@ def class_relations(logits: Tensor, *, temperature: float = 1.0) -> Tensor:
 
 
 def relation_contrast(relations: Tensor, superclasses: Sequence[int]) -> tuple[float, float]:
-    """Return the mean correlation of two classes of one superclass, and of two of different ones.
+    """Return the mean correlation of two classes of the same superclass, and of two classes of different ones.
 
     Args:
-        relations: Of :func:`class_relations`, shape ``[classes, classes]``.
+        relations: From :func:`class_relations`, shape ``[classes, classes]``.
         superclasses: Number of each class's superclass.
 
     Raises:
-        ValueError: If their number is not that of the classes, or there are no pairs of either kind.
+        ValueError: If there is not one per class, or one of the two kinds has no pairs.
     """
     groups = torch.tensor(list(superclasses), device=relations.device)
     if relations.shape != (len(groups), len(groups)):
@@ -167,27 +167,27 @@ def relation_contrast(relations: Tensor, superclasses: Sequence[int]) -> tuple[f
     different = ~same
     same.fill_diagonal_(fill_value=False)
     if not bool(same.any()) or not bool(different.any()):
-        raise ValueError("superclasses must have two classes that share one, and two that do not")
+        raise ValueError("superclasses: at least two classes must share one, and at least two must not")
     return float(relations[same].mean()), float(relations[different].mean())
 
 
 def geometry_agreement(features: Tensor, class_weights: Tensor, logits: Tensor, labels: Tensor) -> float:
-    r"""Return for which share of the pairs of wrong classes distance orders as probability does.
+    r"""Return the share of pairs of wrong classes that distance orders in the same way as probability.
 
-    The claim: :math:`\lVert h - w_i \rVert < \lVert h - w_j \rVert` exactly where :math:`p_i > p_j`. Where the
-    weights' rows have one norm, there is no bias and the logits are the layer's own, it holds for every pair.
+    The claim: :math:`\lVert h - w_i \rVert < \lVert h - w_j \rVert` exactly if :math:`p_i > p_j`. If the
+    weights' rows have the same norm, there is no bias and the logits are the layer's own, it holds for every pair.
 
     Args:
         features: :math:`h`, the last layer's input, shape ``[images, features]``.
         class_weights: :math:`w`, shape ``[classes, features]``.
-        logits: Whose order is compared (the same net's, or its teacher's), shape ``[images, classes]``.
+        logits: Logits whose order is compared (the same net's, or its teacher's), shape ``[images, classes]``.
         labels: The true classes, which are left out, int64, shape ``[images]``.
 
     Returns:
-        A fraction; 1/2 is what chance gives. Ties on either side count half.
+        A fraction; 1/2 is the chance level. Ties on either side count half.
 
     Raises:
-        ValueError: If shapes do not fit, or there are fewer than three classes (no pair of wrong ones).
+        ValueError: If shapes do not match, or there are fewer than three classes (no pair of wrong ones).
     """
     _check(logits, labels, 1.0)
     images, classes = logits.shape
@@ -203,7 +203,7 @@ def geometry_agreement(features: Tensor, class_weights: Tensor, logits: Tensor, 
     step = max(1, PAIR_VALUES // len(first))
     for start in range(0, images, step):
         part = slice(start, start + step)
-        # |h|^2 is the same for all classes: 2 h.w - |w|^2 orders as nearness does
+        # |h|^2 is the same for all classes, so 2 h.w - |w|^2 has the same order as nearness
         nearness = 2 * features[part] @ class_weights.T - class_weights.square().sum(1)
         near = (nearness[:, first] - nearness[:, second]).sign()
         likely = (logits[part][:, first] - logits[part][:, second]).sign()
@@ -234,21 +234,21 @@ def find_failures(plain: Knowledge, reference: Knowledge, softened: Knowledge) -
     """Return which known failures of distillation a teacher shows; empty if there are none.
 
     * ``over_confident``: the true class's probability is nearly 1 for every image (Cho and Hariharan 2019). Gradients
-      are hardly re-scaled at temperature 1.
-    * ``label_smoothed``: every image gives every class a share, and wrong classes are alike: how classes relate has
-      been erased (Mueller et al. 2019).
-    * ``no_instance_knowledge``: at the temperature of the distillation the true class's probability is nearly the same
-      for every image, so the teacher does not weigh images; often a consequence of one of the others.
+      are hardly rescaled at temperature 1.
+    * ``label_smoothed``: every class has some probability for every image, and wrong classes are alike: the relations
+      between classes have been erased (Mueller et al. 2019).
+    * ``no_instance_knowledge``: at the temperature of the distillation, the true class's probability is nearly the same
+      for every image, so the teacher does not weight images; often a consequence of one of the others.
 
-    The thresholds, and the teachers they were measured on (10 classes), stand at the top of the module.
+    The thresholds, and the teachers on which they were measured (10 classes), are at the top of the module.
 
     Args:
-        plain: What the teacher says at temperature 1.
-        reference: At temperature 4, where class relations are judged whatever the distillation's is.
+        plain: Measured at temperature 1.
+        reference: At temperature 4, where class relations are judged regardless of the distillation's temperature.
         softened: At the temperature of the distillation.
 
     Raises:
-        ValueError: If ``plain`` or ``reference`` is of another temperature.
+        ValueError: If ``plain`` or ``reference`` was measured at another temperature.
 
     References:
         Cho, Hariharan, `On the Efficacy of Knowledge Distillation <https://arxiv.org/abs/1910.01348>`_, 2019;
@@ -265,7 +265,7 @@ def find_failures(plain: Knowledge, reference: Knowledge, softened: Knowledge) -
             Finding(
                 "over_confident",
                 f"over-confident teacher: p_t is {plain.confidence_mean:.5f} on average, and nearly the same for every "
-                f"image (std {plain.confidence_std:.1e}, below {SURE_STD:g}): it weighs no image more than another; "
+                f"image (std {plain.confidence_std:.1e}, below {SURE_STD:g}), so all images have the same weight; "
                 f"{at} the std is {softened.confidence_std:.3f}; use a teacher from earlier in its training, a smaller "
                 f"one, stronger augmentation, or a higher temperature",
             )
@@ -277,15 +277,15 @@ def find_failures(plain: Knowledge, reference: Knowledge, softened: Knowledge) -
                 f"label-smoothed teacher: it spreads {plain.uniform_share:.3f} evenly over all classes (more than "
                 f"{SMOOTHED_SHARE:g}) and treats wrong classes alike (relation information at temperature "
                 f"{reference.temperature:g} {reference.relation_information:.4f} nats, below {SMOOTHED_RELATION:g}): "
-                f"how classes relate is erased; train it without teacher.train.label_smoothing",
+                f"the relations between classes are erased; train it without teacher.train.label_smoothing",
             )
         )
     if softened.confidence_std < FLAT_STD:
         found.append(
             Finding(
                 "no_instance_knowledge",
-                f"no instance knowledge {at}: p_t varies by {softened.confidence_std:.4f} only (std, below "
-                f"{FLAT_STD:g}), so that soft targets re-scale all gradients alike; try another temperature or another "
+                f"no instance knowledge {at}: p_t varies by only {softened.confidence_std:.4f} (std, below "
+                f"{FLAT_STD:g}), so soft targets rescale all gradients alike; try another temperature or another "
                 f"teacher",
             )
         )
@@ -322,6 +322,6 @@ def _check(logits: Tensor, labels: Tensor | None, temperature: float) -> None:
     if labels is not None:
         check_labels(logits, labels)
     if len(logits) < 2:
-        raise ValueError(f"needs at least 2 images to compare them, got {len(logits)}")
+        raise ValueError(f"needs at least 2 images to compare, got {len(logits)}")
     if not bool(torch.isfinite(logits).all()):
         raise ValueError("the logits are not all finite; was the net trained?")

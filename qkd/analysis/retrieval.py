@@ -1,7 +1,7 @@
-r"""Score features by retrieval: does an image find images of its own class in a database, nearest first?
+r"""Score features by retrieval: are the images nearest to a query in a database of the query's class?
 
-For a query with :math:`R` images of its class in the database, :math:`P_n` is the share of them among the first
-:math:`n` that were found. Interpolated, :math:`\hat P_n = \max_{m \ge n} P_m`.
+For a query with :math:`R` images of its class in the database, :math:`P_n` is their share among the first
+:math:`n` that were found. The interpolated precision is :math:`\hat P_n = \max_{m \ge n} P_m`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ METRICS: tuple[Metric, ...] = ("l2", "cosine")
 Compat = Literal["correct", "released"]
 COMPATS: tuple[Compat, ...] = ("correct", "released")
 TOP = 100  # rank of the second published figure
-RELEASED_BATCH = 128  # queries the released program takes at a time
-BLOCK_VALUES = 2_000_000  # distances held at a time: 16 MB in float64, some ten times that with ranks and precisions
+RELEASED_BATCH = 128  # queries that the released program processes at a time
+BLOCK_VALUES = 2_000_000  # distances in memory at a time: 16 MB in float64, about 10x that with ranks and precisions
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class RetrievalScores:
 
     Args:
         map_11_point: Mean of :math:`\\hat P` at recall 0, 0.1, ... 1, as published.
-        top_100: :math:`\\hat P` at rank 100 (at the last rank of a smaller database).
+        top_100: :math:`\\hat P` at rank 100 (or the last rank, if the database is smaller).
         average_precision: Mean of :math:`P` at the ranks of the query's own class, not interpolated.
     """
 
@@ -56,22 +56,22 @@ def score_retrieval(
 ) -> RetrievalScores:
     """Rank the database for every query, nearest first (ties: the earlier image), and score the ranks.
 
-    Memory is bounded: queries are taken some at a time, so that at most 2 million distances (or one query's) are held.
+    Memory is bounded: queries are processed in blocks of at most 2 million distances (or one query).
 
     Args:
         database: Features, shape ``[images, ...]``, floating; flattened to rows.
         database_labels: int64, shape ``[images]``.
         queries: Shape ``[queries, ...]``.
         query_labels: Shape ``[queries]``.
-        metric: ``l2`` or ``cosine``; a row of zeros has cosine 0 with every other.
-        compat: ``released`` scores as the published program does: it takes the queries 128 at a time, and raises
-            precision to the largest one behind it, up to the 128th rank only (less in a last, smaller batch; ranks
-            behind it stay unchanged); and it takes the precision at a recall from the rank whose recall is the
-            nearest to it, not from the first that reaches it.
-        done: Called with the number of queries that were ranked, each time some were.
+        metric: ``l2`` or ``cosine``; a row of zeros has cosine 0 with every other row.
+        compat: ``released`` scores like the published program: it processes 128 queries at a time, and raises
+            precision to the largest one at later ranks only up to the 128th rank (fewer in a smaller last batch; later
+            ranks are unchanged); and it takes the precision at a recall from the rank whose recall is nearest to it,
+            not from the first rank that reaches it.
+        done: Called after each block with the number of queries that were ranked in it.
 
     Raises:
-        ValueError: If shapes do not fit, features are not finite, a query's class is not in the database, or a name
+        ValueError: If shapes do not match, features are not finite, a query's class is not in the database, or a name
             is unknown.
 
     References:
@@ -106,8 +106,8 @@ def interpolated(precision: Tensor, ranks: int | None = None) -> Tensor:
 
     Args:
         precision: Shape ``[queries, ranks]``.
-        ranks: How many ranks to raise, to the largest one up to the rank behind them; the rest stays unchanged and
-            is ignored (the released program's loop ends there). Default: all.
+        ranks: How many ranks to raise, to the largest precision up to the rank after them; later ranks are unchanged
+            and ignored (the released program's loop ends there). Default: all.
     """
     end = precision.shape[1] if ranks is None else ranks + 1
     raised = precision[:, :end].flip(1).cummax(1).values.flip(1)
@@ -172,7 +172,7 @@ def _order(base: Tensor, asked: Tensor, metric: Metric) -> Tensor:
 
 
 def _centered(database: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
-    """Return both as rows with the database's mean at the origin: distances stay, and cancel less when squared."""
+    """Return both as rows with the database's mean at the origin: same distances, with less cancellation in squares."""
     rows = database.flatten(1)
     center = rows.double().mean(0).to(rows.dtype)
     return rows - center, queries.flatten(1) - center
@@ -198,4 +198,4 @@ def _check(database: Tensor, database_labels: Tensor, queries: Tensor, query_lab
         )
     foreign = sorted(set(query_labels.tolist()) - set(database_labels.tolist()))
     if foreign:
-        raise ValueError(f"no image of the queries' classes {foreign[:10]} is in the database: nothing could be found")
+        raise ValueError(f"the database has no images of the queries' classes {foreign[:10]}, so none could be found")

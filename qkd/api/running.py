@@ -35,7 +35,7 @@ STAGES = tuple(NEEDS)  # in the order of an experiment
 
 
 class Run:
-    """A run folder as values: its nets, its images, its report. Printed, it is the closing table.
+    """A run folder as Python objects: its nets, its images, its report. It prints as the closing table.
 
     Args:
         path: The run folder.
@@ -56,7 +56,7 @@ class Run:
 
     @cached_property
     def student(self) -> Student:
-        """The student in its deployed arithmetic, which is that of the exported file, on the CPU."""
+        """The student in its deployed arithmetic, the same as in the exported file, on the CPU."""
         return load_student(self._folder)
 
     @property
@@ -73,7 +73,7 @@ class Run:
         """Return the run's images: ``train``, ``val``, ``test``, ``mean``, ``std``, ``classes``.
 
         Raises:
-            qkd.data.DataError: If they cannot be read, or are not what the run was begun with.
+            qkd.data.DataError: If they cannot be read, or are not those that the run was started with.
         """
         return stored_images(self.config, self.path)
 
@@ -86,7 +86,7 @@ class Run:
         return self.report.to_text()
 
     def __repr__(self) -> str:
-        """Return the closing table, as a notebook or a prompt shows it."""
+        """Return the closing table for a notebook or a prompt."""
         return f"<Run {self.path}>\n{self}"
 
     def _repr_html_(self) -> str:
@@ -104,20 +104,20 @@ def run(
     """Run an experiment, resuming where it stopped, as ``qkd run`` does.
 
     Args:
-        config: A YAML file, the name of a shipped config, its content as a mapping, or a bound config.
-        overrides: ``{"student.train.epochs": 3}``, or texts like ``student.train.epochs=3``.
+        config: A YAML file, the name of a shipped config, a config's content as a mapping, or a bound config.
+        overrides: ``{"student.train.epochs": 3}``, or strings like ``student.train.epochs=3``.
         runs_dir: Folder of run folders.
         until: The last stage: teacher, search, distill, export, bench or report.
-        progress: Where to report; default: stderr. ``qkd.progress.Silent()`` is silent.
+        progress: Where to report; default: stderr. ``qkd.progress.Silent()`` prints nothing.
 
     Returns:
-        The run; printed, it is a short table.
+        The run; it prints as a short table.
 
     Raises:
         ConfigError: With every fault of the config.
-        UsageError: If there is no stage of that name, or clients train together (``federated``).
+        UsageError: If there is no stage of that name, or the config is for federated training (``federated``).
         ValueError: If data, nets or the folder cannot be used.
-        RuntimeError: If a training diverges, or the exported file is not the student.
+        RuntimeError: If training diverges, or the exported file does not match the student.
         TypeError: If the student's parameters are not float32.
         OSError: If a file cannot be read or written.
     """
@@ -144,7 +144,7 @@ def load_run(folder: str | PathLike[str]) -> Run:
         folder: A run folder.
 
     Returns:
-        The run; printed, it is the closing table.
+        The run; it prints as the closing table.
 
     Raises:
         ConfigError: If it is not a run folder.
@@ -164,7 +164,7 @@ def bound(
     Args:
         config: As for :func:`run`.
         overrides: Likewise.
-        with_files: Whether to look for the files that it names, too.
+        with_files: Whether to also check that the files it names exist.
 
     Raises:
         ConfigError: With every fault.

@@ -1,4 +1,4 @@
-"""Word the faults that pydantic finds in a config: where, what was wrong, what was found, what to do."""
+"""Describe the faults that pydantic finds in a config: where, what was wrong, what was found, what to do."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def plain_faults(data: object, where: tuple[str | int, ...] = ()) -> list[Fault]
 
 
 def describe(value: object) -> str:
-    """Return a found value as a message shows it: text is quoted, groups and lists are named as such."""
+    """Return a found value as messages show it: text is quoted, groups and lists are described."""
     if value is None:
         return "nothing (null)"
     if isinstance(value, bool):

@@ -49,7 +49,7 @@ def shipped_configs() -> dict[str, Path]:
 
 
 def find_config(name: str) -> Path:
-    """Return the file a person means: a path, or the name of a shipped config.
+    """Return the config file that a name refers to: a path, or the name of a shipped config.
 
     Args:
         name: ``my/experiment.yaml``, ``digits/w2a2`` or ``configs/digits/w2a2.yaml`` (the last two from any folder).

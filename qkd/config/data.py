@@ -36,7 +36,7 @@ DomainName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,40}$")]
 
 
 class DomainConfig(Section):
-    """What is done to all images of a domain: rotation, then inversion, then coloring; none by default."""
+    """Changes to all images of a domain: rotation, then inversion, then coloring; none by default."""
 
     rotate: Annotated[float, Field(ge=-180, le=180, allow_inf_nan=False)] = Field(
         0.0, description="degrees, counterclockwise; corners become black"
@@ -65,7 +65,8 @@ class DataConfig(Section):
     )
     resize: Annotated[Literal["crop", "stretch", "pad"], NEWER] = Field(
         "crop",
-        description="folder: crop: cover the size and crop the center; stretch: resize both sides; pad: fit, on black",
+        description="folder: crop: cover the size, then crop the center; stretch: resize both sides, changing the "
+        "aspect ratio; pad: fit inside, with black borders",
     )
     resize_size: Annotated[Annotated[Pixels, Field(ge=1)] | None, NEWER] = Field(
         None, description="folder, crop: shorter side in pixels before the center crop; default: just large enough"
@@ -75,8 +76,8 @@ class DataConfig(Section):
     )
     train_crop: Annotated[Literal["fixed", "random"], NEWER] = Field(
         "fixed",
-        description="folder: fixed: resize training images by `resize`; random: a different random crop of "
-        "each in every epoch, stretched to the size",
+        description="folder: fixed: resize training images by `resize`; random: a new random crop of each "
+        "image in every epoch, stretched to the size",
     )
     crop_area: Annotated[tuple[Share, Share], NEWER] = Field(
         (0.08, 1.0), description="train_crop random: smallest and largest share of the image's area, 0..1"
@@ -94,10 +95,10 @@ class DataConfig(Section):
         None, description="folder: 1 gray, 3 color; default: gray if all images are"
     )
     mean: Annotated[tuple[Share, ...] | None, NEWER] = Field(
-        None, description="per channel, 0..1, to match given weights; default: that of the training images"
+        None, description="mean per channel, 0..1, to match given weights; default: that of the training images"
     )
     std: Annotated[tuple[Share, ...] | None, NEWER] = Field(
-        None, description="per channel, 0..1; given together with `mean`"
+        None, description="standard deviation per channel, 0..1; given together with `mean`"
     )
     preprocess: Annotated[str | None, NEWER] = Field(
         None,
@@ -112,14 +113,14 @@ class DataConfig(Section):
         0, description="folder without test/ and val/: seed that draws the test images, independent of the run's seed"
     )
     domains: Annotated[dict[DomainName, DomainConfig] | None, NEWER] = Field(
-        None, description="name -> what is done to the images of a domain; every training image belongs to one domain"
+        None, description="domain name -> changes to its images; every training image belongs to one domain"
     )
     unseen_domain: Annotated[DomainName | None, NEWER] = Field(
         None,
         description="name of the domain of all test images; training leaves out its images "
         "(student.adaptation reads them, without labels)",
     )
-    val_fraction: Fraction = Field(0.1, description="share of the training images kept for search and model selection")
+    val_fraction: Fraction = Field(0.1, description="share of training images held out for search and model selection")
     train_limit: Images | None = Field(None, description="use only this many training images (stratified, seeded)")
     batch_size: BatchSize = Field(128, description="training images per step")
     eval_batch_size: BatchSize = Field(500, description="images per forward pass when scoring")
@@ -176,8 +177,8 @@ class AgentConfig(Section):
     policy: str = Field(
         "crop_flip",
         description="none, crop_flip, crop, cutmix, trivial, randaugment, pba; file: a schedule file; search:"
-        " what this run's search finds for the role; teacher (student only): same as the "
-        "teacher's",
+        " the schedule that this run's search finds for the role; teacher (student only): same as "
+        "the teacher's",
     )
     schedule: UserPath | None = Field(None, description="schedule file (YAML), for policy file")
     crop_padding: Pixels = Field(4, description="pixels of padding before the random crop")
@@ -189,7 +190,7 @@ class AgentConfig(Section):
     flip: bool = Field(True, description="horizontal flip with probability 1/2")
     cutout: Pixels = Field(0, description="side in pixels of a square that is cut out at the end; 0: off")
     cutmix: Annotated[float, Field(ge=0, le=1)] | None = Field(
-        None, description="probability that a box of another image is pasted in; default: 0.5 for cutmix, else 0"
+        None, description="probability that a box of another image is pasted in; default: 0.5 for policy cutmix, else 0"
     )
     flatten: bool = Field(
         False,

@@ -1,4 +1,4 @@
-"""The schema of data-free distillation: which method makes images out of the teacher, and how many."""
+"""The schema of data-free distillation: which method makes images from the teacher, and how many."""
 
 from __future__ import annotations
 
@@ -77,23 +77,25 @@ class GeneratorTrainConfig(TrainConfig):
 
 
 class DataFreeConfig(Section):
-    """Distillation without a real image: the student learns from images that are made out of the teacher."""
+    """Distillation without real images: the student learns from images that are made from the teacher."""
 
     method: Literal[
         "noise", "procedural", "rdskd", "dafl", "mskd", "gdfq", "generative", "deep_inversion", "zskd", "cmi", "zskt",
         "dfad", "dfq", "dafl_joint", "adaptive_inversion", "cmi_adversarial", "fast_dfkd",
     ] = Field(
-        description="noise; procedural images; a generator trained once; a pool of inverted images; a "
-            "generator that learns against or with the student; a pool that grows with the student"
+        description="noise; procedural images; rdskd, dafl, mskd, gdfq, generative: a generator trained once; "
+            "deep_inversion, zskd, cmi: a pool of inverted images; zskt, dfad, dfq: a generator that learns against "
+            "the student; dafl_joint: one that learns with it; adaptive_inversion, cmi_adversarial, fast_dfkd: a pool "
+            "that grows with the student"
     )  # fmt: skip
-    images_per_epoch: Images = Field(12_800, description="made images per epoch of the student")
+    images_per_epoch: Images = Field(12_800, description="images made per epoch of the student")
     procedural_share: Annotated[Fraction, NEWER] = Field(
         0.0,
         description="share of procedural images in a batch; the rest come from `method`, and the teacher "
         "labels all of them",
     )
     float_procedural_share: Annotated[Fraction | None, NEWER] = Field(
-        None, description="the same for the student's own float training; default: as in the low-bit training"
+        None, description="`procedural_share` in the student's own float training; default: the same"
     )
     procedural_kinds: Annotated[tuple[Literal["fields", "windows", "shapes", "strokes"], ...], NEWER] = Field(
         ("fields", "windows"),
@@ -117,7 +119,7 @@ class DataFreeConfig(Section):
         1e-3, description="learning rate (Adam) of inverted images, or of a generator that learns with the student"
     )
     pool_images: Images = Field(
-        2048, description="number of inverted images; a growing pool reaches it at the end, a batch at a time"
+        2048, description="number of inverted images; a growing pool reaches it at the end, one batch at a time"
     )
     pool_steps: Count = Field(400, description="steps per inversion")
     student_steps: Count = Field(5, description="generator against the student: student steps per generator step")
@@ -143,11 +145,11 @@ class DataFreeConfig(Section):
 
     @property
     def made_once(self) -> bool:
-        """Return whether images come from something that is made before any student, and serves all of them."""
+        """Return whether images come from something that is made once, before any student, and that all of them use."""
         return self.family in (GENERATOR, POOL)
 
     def of_float_student(self) -> DataFreeConfig:
-        """Return the settings that the own float training of a student has."""
+        """Return the settings for the student's own float training."""
         share = self.procedural_share if self.float_procedural_share is None else self.float_procedural_share
         changes: dict[str, Any] = {"procedural_share": share, "float_procedural_share": None}
         if not share and self.family != PROCEDURAL:
@@ -156,7 +158,7 @@ class DataFreeConfig(Section):
 
     @property
     def without_training(self) -> bool:
-        """Return whether images can be drawn with nothing trained before them, nor beside them."""
+        """Return whether making images needs no training, neither before nor along with the student's."""
         return self.family in (NOISE, PROCEDURAL)
 
     @property
@@ -165,14 +167,14 @@ class DataFreeConfig(Section):
         return self.family in (ADVERSARIAL, JOINT)
 
     def origin(self) -> dict[str, Any]:
-        """Return the settings that a generator or a pool is made by, as plain data."""
+        """Return the settings that determine a generator or a pool, as plain data."""
         return self.model_dump(mode="json", exclude=set(STUDENTS_OWN))
 
     def tried(self, batch_size: int) -> DataFreeConfig:
-        """Return the same for a few steps; what the method does not read stays, so that it can be bound again.
+        """Return the section for a few steps; keys that the method does not read are kept, so it can be bound again.
 
         Args:
-            batch_size: Images a batch of the student.
+            batch_size: Images per batch of the student.
         """
         pool = 8 if self.family == GROWING else 4  # the student competes from the second batch on
         few = {"images_per_epoch": 2 * batch_size, "steps_per_epoch": 2, "pool_images": pool, "pool_steps": 2}
@@ -190,10 +192,10 @@ class DataFreeConfig(Section):
     @model_validator(mode="after")
     def _procedural_images_are_used(self) -> DataFreeConfig:
         if len(set(self.procedural_kinds)) < len(self.procedural_kinds):
-            raise ValueError(f"`procedural_kinds` names one twice: {', '.join(self.procedural_kinds)}")
+            raise ValueError(f"`procedural_kinds` has duplicates: {', '.join(self.procedural_kinds)}")
         shares = [key for key in ("procedural_share", "float_procedural_share") if getattr(self, key)]
         if self.family == PROCEDURAL and shares:
-            raise ValueError(f"method `procedural` makes whole batches of them; leave `{shares[0]}` out")
+            raise ValueError(f"with method `procedural`, all images are procedural; leave `{shares[0]}` out")
         unused = self.family != PROCEDURAL and not shares
         if unused and self.procedural_kinds != type(self).model_fields["procedural_kinds"].default:
             raise ValueError("`procedural_kinds` is for method `procedural`, or for a `procedural_share` above 0")

@@ -35,7 +35,7 @@ from qkd.nets.own.spelling import spelled
 NET = "a name from `qkd ls nets`, or your own code: path/to/file.py:function, package.module:name"
 WEIGHTS = "file of float weights, or `imagenet` for torchvision's own,"
 HEAD = "new: replace the last linear layer of `weights` with a random one; new:<layer> names the layer"
-# what clients read
+# keys that clients read
 FEDERATED_STUDENT = ("net", "net_options", "init", "weights", "head", "quant", "calibration_batches")
 Head = Annotated[str, Field(pattern=r"^(keep|new(:[A-Za-z0-9_.]+)?)$"), NEWER]
 NetOptions = Annotated[dict[str, Any], NEWER]
@@ -52,7 +52,9 @@ class TeacherConfig(Section):
     )
     weights: UserPath | None = Field(None, description=f"{WEIGHTS} to start from")
     head: Head = Field("keep", description=HEAD)
-    untrained: bool = Field(False, description="random weights, for a phase with teacher_terms or online rotations")
+    untrained: bool = Field(
+        False, description="start from random weights, for a phase with teacher_terms or online rotations"
+    )
     train: TrainConfig | None = Field(
         None,
         description="training of the teacher; default: none if there are `weights` and the head is kept, else"
@@ -86,7 +88,7 @@ class TeacherConfig(Section):
         if self.untrained and (self.train is not None or self.weights is not None):
             raise ValueError("`untrained` cannot be combined with `train` or `weights`")
         if not self.untrained and self.train is None and self.weights is None:
-            raise ValueError("needs `train` (how to train it) or `weights` (a file of trained ones)")
+            raise ValueError("needs `train` (how to train it) or `weights` (a file of trained weights)")
         return self
 
 
@@ -128,7 +130,7 @@ class StudentConfig(Section):
         None, description="agent of the student's own float training; default: `agent`"
     )
     view: Literal["same", "own", "clean"] = Field(
-        "same", description="what the teacher sees: the student's images, those of its own agent, or clean ones"
+        "same", description="images for the teacher: same: the student's; own: from its own agent; clean: not augmented"
     )
     terms: tuple[TermConfig, ...] = Field(DEFAULT_TERMS, description="weighted loss terms")
     phases: tuple[PhaseConfig, ...] = Field(
@@ -138,7 +140,7 @@ class StudentConfig(Section):
         None, description="HSSAKD: rotated images and auxiliary branches instead of `terms`"
     )
     calibration_batches: Annotated[int, Field(ge=1, le=100_000)] = Field(
-        8, description="training batches that set activation scales"
+        8, description="number of training batches from which activation scales are set"
     )
     bn: Literal["train", "frozen_teacher"] = Field(
         "train",
@@ -146,13 +148,13 @@ class StudentConfig(Section):
         "the student starts with (the teacher's if both have the same net)",
     )
     data_free: DataFreeConfig | None = Field(
-        None, description="use no real image: the student learns from images that are made from the teacher"
+        None, description="use no real images: the student learns from images that are made from the teacher"
     )
     adaptation: Annotated[AdaptationConfig | None, NEWER] = Field(
-        None, description="the teacher adapts to data.unseen_domain without its labels, and the student follows"
+        None, description="the teacher adapts to data.unseen_domain without its labels, and the student learns from it"
     )
     auxiliary: AuxiliaryConfig | None = Field(
-        None, description="a net between teacher and student, trained from one and teaching the other"
+        None, description="a net between teacher and student: it learns from the teacher, then teaches the student"
     )
     peers: PeersConfig | None = Field(None, description="nets that learn alongside the student (a student ensemble)")
     method: str | None = Field(

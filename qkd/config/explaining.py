@@ -1,4 +1,4 @@
-"""Every key of a config with its default and what it means, from the schema; and the schema as editors read it."""
+"""Every key of a config with its default and meaning, from the schema; and the schema as JSON Schema for editors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Key:
     """A key of a config.
 
     Args:
-        path: Dotted; ``[]`` behind the key of a list.
+        path: Dotted; ``[]`` follows the key of a list.
         default: As in YAML; empty if it must be given, ``...`` for a group.
         about: What it means.
         is_group: Whether it has keys below it.

@@ -21,12 +21,15 @@ class PeerConfig(Section):
     net: str | None = Field(None, description="default: the student's net")
     width: Annotated[float, Field(gt=0, le=16)] | None = Field(
         None,
-        description="factor on the channels of its stages, through its net's option `width`; published: (n - j) / n",
+        description="factor on the channels of its stages, through its net's option `width`; published: (n - j) / n "
+        "for peer j in an ensemble of n nets",
     )
-    weight_bits: Bits | None = Field(None, description="default, if act_bits is not given either: full precision")
-    act_bits: Bits | None = Field(None, description="other keys are those of student.quant")
+    weight_bits: Bits | None = Field(
+        None, description="bits of weights, given together with act_bits; default: full precision for both"
+    )
+    act_bits: Bits | None = Field(None, description="bits of activations; other keys are those of student.quant")
     taps: tuple[str, ...] | None = Field(
-        None, description="its modules for student.peers.taps; default: the same names"
+        None, description="its modules that correspond to student.peers.taps; default: the same names"
     )
 
     @model_serializer(mode="wrap")
@@ -44,7 +47,7 @@ class PeerConfig(Section):
 class PeersConfig(Section):
     """A student ensemble: the student and its peers learn from labels, from their average and from one of the nets."""
 
-    nets: tuple[PeerConfig, ...] = Field(min_length=1, description="the peers")
+    nets: tuple[PeerConfig, ...] = Field(min_length=1, description="the peers, at least one")
     leader: Literal["peer", "student"] = Field(
         "peer", description="whose features the others learn: the first peer's, or the student's"
     )

@@ -42,7 +42,7 @@ class SearchConfig(Section):
         description="what a member copies from a better one: correct: the whole state; weights_only: as "
         "released, trained weights but neither optimizer state nor batch-norm statistics",
     )
-    engine: Literal["local", "ray"] = Field("local", description="local: in this process; ray: Ray Tune, an extra")
+    engine: Literal["local", "ray"] = Field("local", description="local: in this process; ray: Ray Tune (extra [ray])")
     workers: Annotated[int, Field(ge=1, le=MOST_WORKERS)] = Field(
         2, description="ray: members that train at the same time"
     )
@@ -119,21 +119,21 @@ class FederatedConfig(Section):
     clip_grad_norm: Positive | None = Field(None, description="largest gradient norm of a step")
     proximal: NonNegative = Field(0.01, description="fedprox: mu, the weight of the distance from the server's weights")
     class_weight: NonNegative = Field(1.0, description="feddistill: weight of the classes' mean logits")
-    latent_weight: NonNegative = Field(10.0, description="fedgen: weight of latents in the first round")
+    latent_weight: NonNegative = Field(10.0, description="fedgen: weight of the loss on latents in the first round")
     latent_decay: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.98, description="fedgen: factor on that weight per round"
+        0.98, description="fedgen: factor on latent_weight per round"
     )
     generator_steps: Epochs = Field(50, description="fedgen: generator steps per round")
     generator_lr: Positive = Field(3e-4, description="fedgen: learning rate of the generator (Adam)")
     generator_decay: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.98, description="fedgen: factor on that rate per round"
+        0.98, description="fedgen: factor on generator_lr per round"
     )
-    noise: Images = Field(32, description="fedgen: size of the generator's noise")
+    noise: Images = Field(32, description="fedgen: size of the generator's noise vector")
     evaluate_every: Epochs = Field(
         1, description="rounds between evaluations: of test images by the server, of validation images by clients"
     )
     engine: Literal["local", "flower"] = Field(
-        "local", description="local: in this process; flower: Flower's simulation on Ray, an extra"
+        "local", description="local: in this process; flower: Flower's simulation on Ray (extra [flower])"
     )
     workers: Annotated[int, Field(ge=1, le=MOST_WORKERS)] = Field(
         2, description="flower: clients that train at the same time"

@@ -22,7 +22,7 @@ from qkd.config.sections import (
 
 FROZEN_SHARE = 10  # without phases, one epoch in ten (at least one) trains the deployed arithmetic at the end
 Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
-SAVING = frozenset({"checkpoint_every_s", "keep_checkpoint"})  # keys of how a training is saved, not of what it learns
+SAVING = frozenset({"checkpoint_every_s", "keep_checkpoint"})  # keys for how training is saved, not for what it learns
 
 
 class TrainConfig(Section):
@@ -63,7 +63,7 @@ class TrainConfig(Section):
         "float32",
     )
     memory_format: Annotated[Literal["auto", "contiguous", "channels_last"], NEWER] = Field(
-        "auto", description="memory format of images and convolutions; auto: the winner of the race"
+        "auto", description="memory format of images and convolutions; auto: the faster one in a race at the start"
     )
     checkpoint_every_s: NonNegative = Field(
         60.0, description="minimum seconds between checkpoints; there is always one at the end of an epoch"
@@ -88,7 +88,7 @@ class StudentTrainConfig(TrainConfig):
 
 
 class LowBitConfig(Section):
-    """What becomes of weights of at most 4 bits in training, beside what becomes of any weights."""
+    """Options for training weights of at most 4 bits, in addition to those for all weights."""
 
     transition_rate: Share | None = Field(
         None,
@@ -114,7 +114,7 @@ class LowBitConfig(Section):
     step_size_bound: Annotated[Share | None, NEWER] = Field(
         None,
         description="largest relative change of a learned step size (a scale) in one optimizer step, so that "
-        "none is multiplied or crosses zero at a high learning rate; default: no limit",
+        "none jumps to a multiple or crosses zero at a high learning rate; default: no limit",
     )
     reestimate_batches: Annotated[int, Field(ge=0, le=100_000)] = Field(
         0,
@@ -188,7 +188,7 @@ class TermConfig(Section):
         ('soft_target', 0.9, 1.0)
     """
 
-    loss: str = Field(description="a name of `qkd ls losses`")
+    loss: str = Field(description="a name from `qkd ls losses`")
     weight: NonNegative = Field(1.0, description="weight in the sum")
     taps: tuple[tuple[str, str], ...] = Field(
         (), description="for feature losses: pairs [student module, teacher module]"
@@ -215,7 +215,7 @@ DEFAULT_TERMS = (
 
 
 class MetaConfig(Section):
-    """MetaDistil: the teacher learns to teach, from how a student that follows it does in a quiz."""
+    """MetaDistil: the teacher learns to teach, from how well a student that learns from it does on a quiz."""
 
     quiz_images: Images = Field(
         description="size of the quiz: training images (stratified, seeded) that the student is not distilled"
@@ -231,7 +231,7 @@ class MetaConfig(Section):
     teacher_start_epoch: Annotated[int, Field(ge=0, le=MOST_EPOCHS)] = Field(
         0,
         description="first epoch of student.train, counted from 0, in which the teacher is taught; earlier "
-        "steps are plain",
+        "steps are ordinary distillation",
     )
     teacher_momentum: Fraction = Field(0.9, description="momentum of the teacher's SGD")
     teacher_weight_decay: NonNegative = Field(
@@ -244,7 +244,7 @@ class MetaConfig(Section):
 
 
 class PhaseConfig(Section):
-    """A stretch of the student's epochs with its own loss terms."""
+    """A phase of the student's training, with its own loss terms."""
 
     name: str = Field("tutoring", description="shown in logs, e.g. self_study, co_study, tutoring")
     epochs: Epochs = Field(description="epochs of this phase; those of all phases must add up to student.train.epochs")
@@ -308,9 +308,9 @@ class PhaseConfig(Section):
 
 
 def default_phases(train: TrainConfig) -> tuple[PhaseConfig, ...]:
-    """Return the phases of a low-bit training that names none: tutoring, its last tenth with batch norm frozen."""
+    """Return the default phases of low-bit training: tutoring, with batch norm frozen in the last tenth."""
     frozen = max(1, train.epochs // FROZEN_SHARE)
-    # Frozen batch norm diverges at high rates (seen at half a cosine from 0.03); the end of a cosine is low by itself.
+    # Frozen batch norm diverges at high rates (seen at half a cosine from 0.03); the end of a cosine is already low.
     factor = 1.0 if train.schedule == "cosine" and train.epochs >= FROZEN_SHARE else None
     settling = PhaseConfig(name="settling", epochs=frozen, freeze_batch_norm=True, lr_factor=factor)
     return (PhaseConfig(epochs=train.epochs - frozen), settling) if train.epochs > frozen else (settling,)

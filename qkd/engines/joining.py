@@ -18,20 +18,20 @@ if TYPE_CHECKING:
     from qkd.engines.group import DeviceGroup
 
 TRAINING_TIMEOUT = timedelta(minutes=30)  # between two steps: another process may be writing a checkpoint
-GRACE_S = 2.0  # so that the process that knows the cause reports first
+GRACE_S = 2.0  # so that the process where the error occurred reports first
 _joined: list[DeviceGroup] = []
 
 
 @contextmanager
 def joined(device: str, *, synchronizes: bool = True) -> Iterator[Engine]:
-    """Join this process with those that were started with it, within a block; a single process is one device.
+    """Join this process with those that were started with it, for a block; a single process is one device.
 
     Args:
         device: As in the config: ``auto``, ``cpu``, ``cuda`` or ``cuda:0``.
-        synchronizes: Whether batch norm uses the statistics of whole batches.
+        synchronizes: Whether batch norm uses statistics of the whole batch, across processes.
 
     Raises:
-        ValueError: If a machine has fewer GPUs than processes that want one each.
+        ValueError: If a machine has fewer GPUs than processes, and each needs its own.
         PeerLostError: If the others do not connect.
     """
     if not is_member():
@@ -47,18 +47,18 @@ def joined(device: str, *, synchronizes: bool = True) -> Iterator[Engine]:
 
 
 def speaks_up(error: BaseException) -> bool:
-    """Return whether this process should report why all have failed.
+    """Return whether this process should report why all of them failed.
 
     Args:
         error: The error that ends it.
     """
     if isinstance(error, FirstFailedError):
         return False
-    if not _joined:  # what is wrong with the input is the same for all
+    if not _joined:  # bad input is the same in all processes
         return is_first() or not isinstance(error, ConfigError | UsageError)
     if isinstance(error, PeerLostError):
         if is_started_by_us():
-            return False  # whoever started us has seen how the other one ended
+            return False  # the parent process has seen how the other one ended
         time.sleep(GRACE_S)
     try:
         return _joined[0].report()
@@ -108,7 +108,7 @@ def _backend(device: str) -> str:
     import torch
 
     if device == "cpu" or ":" in device or not torch.cuda.is_available():
-        return "gloo"  # a GPU that is given by number is shared by all
+        return "gloo"  # a GPU given by number is shared by all processes
     here, there = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])), torch.cuda.device_count()
     if here > there:
         raise ValueError(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-HIDDEN = 256  # units of the only hidden layer, as released
+HIDDEN = 256  # units of the only hidden layer, as in the released code
 
 
 class LatentGenerator(nn.Module):
@@ -18,8 +18,8 @@ class LatentGenerator(nn.Module):
         noise: Size of the noise.
 
     References:
-        Zhu, Hong, Zhou, `FedGen <https://arxiv.org/abs/2105.10056>`_, 2021. As in its released code the noise is
-        uniform in [0, 1), which a comment there calls Gaussian.
+        Zhu, Hong, Zhou, `FedGen <https://arxiv.org/abs/2105.10056>`_, 2021. As in its released code, the noise is
+        uniform in [0, 1), although a comment there calls it Gaussian.
     """
 
     def __init__(self, classes: int, features: int, noise: int) -> None:

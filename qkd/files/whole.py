@@ -1,7 +1,7 @@
 """Atomic file writes: a write is either complete under its name or leaves the old file untouched.
 
 Errors: :class:`DamagedFileError` (a ``ValueError``) for content that is not what was written; ``OSError`` with the
-path, the cause and a way out where the disk refuses; ``ValueError`` for pickled files, which are never opened.
+path, the cause and a remedy if the disk fails; ``ValueError`` for pickled files, which are never opened.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from qkd.foreign.opening import open_regular, read_regular, read_text
 if TYPE_CHECKING:
     from torch import Tensor
 
-MOST_TENSOR_BYTES = 64 << 30  # of one file of tensors; checked before it is read
+MOST_TENSOR_BYTES = 64 << 30  # per file of tensors; checked before it is read
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
-_FACTS = "facts"  # header entry with all metadata as JSON
+_FACTS = "facts"  # header entry that holds all metadata as JSON
 _WAY_OUT = {
-    errno.ENOSPC: "free some space there, or choose another --runs-dir; what was written before is untouched",
+    errno.ENOSPC: "free some space there, or choose another --runs-dir; files already written are untouched",
     errno.EDQUOT: "your quota is used up: free some space, or choose another --runs-dir",
     errno.EACCES: "make the folder writable for you, or choose another --runs-dir",
     errno.EPERM: "make the folder writable for you, or choose another --runs-dir",
@@ -44,35 +44,35 @@ class DamagedFileError(ValueError):
 
 
 def inside(folder: Path, name: str | os.PathLike[str]) -> Path:
-    """Return the path of a file within a folder, however a manifest or record spells it.
+    """Return the path of a file in a folder from a name in a manifest or record, which may be anything.
 
     Args:
         folder: The folder.
         name: Relative to it.
 
     Returns:
-        ``folder / name``, which with every symbolic link followed is still within ``folder``.
+        ``folder / name``, which is within ``folder`` even after all symbolic links are followed.
 
     Raises:
-        ValueError: If it does not: the name is absolute, climbs out, or a link on the way leads out.
+        ValueError: If it is not: the name is absolute or uses ``..`` to leave it, or a link on the way leads out.
     """
     path = Path(folder) / name
     try:
         resolved, root = path.resolve(), Path(folder).resolve()
     except (OSError, RuntimeError, ValueError) as error:  # a circle of links; a NUL in the name
-        raise ValueError(f"{str(path)!r}: leads nowhere ({error}); delete it") from error
+        raise ValueError(f"{str(path)!r}: cannot be resolved ({error}); delete it") from error
     if root != resolved and root not in resolved.parents:
         raise ValueError(
-            f"{path}: leads out of {folder}, to {resolved}; move the file in, and delete the link or entry"
+            f"{path}: leads out of {folder}, to {resolved}; move the file into it, and delete the link or entry"
         )
     return path
 
 
 def refuse_links_out(folder: Path) -> None:
-    """Raise if anything below a folder is a symbolic link that leads out of it: files are written and deleted there.
+    """Raise if a folder contains a symbolic link that leads out of it, since files are written and deleted there.
 
     Args:
-        folder: Everything below it is looked at; links are not followed.
+        folder: Searched recursively; links are not followed.
 
     Raises:
         ValueError: Naming the link and where it leads.
@@ -84,7 +84,7 @@ def refuse_links_out(folder: Path) -> None:
 
 
 def make_folder(path: Path) -> Path:
-    """Create a folder and its parents where they are missing.
+    """Create a folder and any missing parents.
 
     Args:
         path: The folder.
@@ -93,7 +93,7 @@ def make_folder(path: Path) -> Path:
         ``path``.
 
     Raises:
-        OSError: If it cannot be created; the message names the path, the cause and a way out.
+        OSError: If it cannot be created; the message states the path, the cause and a remedy.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -103,7 +103,7 @@ def make_folder(path: Path) -> Path:
 
 
 def write_bytes(path: Path, data: bytes) -> str:
-    """Write a file whole or not at all, and return its SHA-256.
+    """Write a file atomically, and return its SHA-256.
 
     Args:
         path: Where to; an existing file is replaced. Its folder must exist.
@@ -125,7 +125,7 @@ def write_bytes(path: Path, data: bytes) -> str:
 
 
 def write_text(path: Path, text: str) -> str:
-    """Write UTF-8 text whole or not at all.
+    """Write UTF-8 text atomically.
 
     Args:
         path: Where to; an existing file is replaced. Its folder must exist.
@@ -136,38 +136,38 @@ def write_text(path: Path, text: str) -> str:
 
     Raises:
         OSError: If the disk is full or the folder cannot be written; an earlier file of this name is untouched.
-        ValueError: If the name is a device's, a pipe's or a socket's, or links to one, or the text holds half of a
+        ValueError: If the path is a device, a pipe or a socket, or links to one, or the text contains half of a
             surrogate pair.
     """
     return write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, value: object) -> str:
-    """Write a value as indented JSON, whole or not at all.
+    """Write a value as indented JSON, atomically.
 
     Args:
         path: Where to; an existing file is replaced. Its folder must exist.
-        value: What :mod:`json` can write.
+        value: Anything that :mod:`json` can write.
 
     Returns:
         The SHA-256 of the file's bytes, 64 hexadecimal digits.
 
     Raises:
-        ValueError: If ``value`` holds NaN or an infinity, which JSON does not know, or the name is a
-            device's, a pipe's or a socket's, or links to one.
+        ValueError: If ``value`` contains NaN or an infinity, which JSON does not support, or the path is a device, a
+            pipe or a socket, or links to one.
         OSError: If the disk is full or the folder cannot be written; an earlier file of this name is untouched.
-        TypeError: If ``value`` holds what JSON cannot.
+        TypeError: If ``value`` contains an object that JSON cannot represent.
     """
     return write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
-    """Write named tensors in the safetensors format, whole or not at all.
+    """Write named tensors in the safetensors format, atomically.
 
     Args:
         path: Where to.
         tensors: Name -> tensor, on any device, of any memory format; views and shared storage are copied.
-        metadata: Strings kept in the header. Equal content gives equal bytes.
+        metadata: Strings to keep in the header. Equal content gives equal bytes.
 
     Returns:
         The SHA-256 of the file's bytes, 64 hexadecimal digits.
@@ -176,16 +176,16 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
         OSError: If the disk is full or the folder cannot be written; an earlier file of this name is untouched.
         ValueError: If the name is a device's, a pipe's or a socket's, or links to one.
     """
-    import safetensors.torch  # brings torch, which nothing else here needs
+    import safetensors.torch  # imports torch, which nothing else here needs
 
     plain = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    # one entry, since the library writes several in an order that changes from call to call
+    # one entry, since the library writes several entries in an order that varies between calls
     header = {_FACTS: json.dumps(dict(metadata), sort_keys=True)} if metadata else None
     return write_bytes(path, safetensors.torch.save(plain, header))
 
 
 def read_verified(path: Path, sha256: str) -> bytes:
-    """Read a file and check that it is the one that was written.
+    """Read a file and check that it is unchanged since it was written.
 
     Args:
         path: The file.
@@ -204,7 +204,7 @@ def read_verified(path: Path, sha256: str) -> bytes:
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
         raise DamagedFileError(
-            f"{path}: truncated or altered: its SHA-256 is {found[:12]}..., written was {sha256[:12]}..."
+            f"{path}: truncated or altered: its SHA-256 is {found[:12]}..., but {sha256[:12]}... was written"
         )
     return data
 
@@ -213,14 +213,14 @@ def parse_safetensors(path: Path, data: bytes) -> dict[str, Tensor]:
     """Return the tensors of safetensors bytes.
 
     Args:
-        path: Names the bytes in errors.
+        path: Shown in error messages.
         data: The file's content.
 
     Returns:
         Name -> tensor, on the CPU.
 
     Raises:
-        DamagedFileError: If the bytes are not a whole safetensors file.
+        DamagedFileError: If the bytes are not a complete safetensors file.
         ValueError: If they are pickled.
     """
     import safetensors.torch
@@ -243,7 +243,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        DamagedFileError: If it is not a whole safetensors file.
+        DamagedFileError: If it is not a complete safetensors file.
         ValueError: If it is pickled (``torch.save``): such files are never opened.
         OSError: If it is not a regular file, too large, or cannot be read.
     """
@@ -257,14 +257,14 @@ def read_metadata(path: Path) -> dict[str, str]:
         path: The file.
 
     Returns:
-        Name -> text; empty where there are none.
+        Name -> text; empty if there are none.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        DamagedFileError: If it is not a whole safetensors file.
+        DamagedFileError: If it is not a complete safetensors file.
         OSError: If it is not a regular file, or cannot be read.
     """
-    with open_regular(path):  # safetensors would wait for a named pipe
+    with open_regular(path):  # safetensors would block on a named pipe
         pass
     try:
         with safetensors.safe_open(path, framework="pt") as file:
@@ -273,7 +273,7 @@ def read_metadata(path: Path) -> dict[str, str]:
         raise DamagedFileError(f"{path}: not a whole safetensors file ({error}); restore or delete it") from error
     facts = parse_json(path, header[_FACTS]) if _FACTS in header else header
     if not isinstance(facts, dict) or not all(isinstance(value, str) for value in facts.values()):
-        raise DamagedFileError(f"{path}: its header's facts are not names with texts; restore or delete it")
+        raise DamagedFileError(f"{path}: the metadata in its header does not map names to text; restore or delete it")
     return facts
 
 
@@ -284,7 +284,7 @@ def read_json(path: Path) -> Any:
         path: The file.
 
     Returns:
-        What :func:`parse_json` gives.
+        As for :func:`parse_json`.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -298,17 +298,17 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(where: object, text: str) -> Any:
-    """Return the value of a JSON text, as strictly as we write it: finite numbers, text that can be written again.
+    """Return the value of a JSON text, as strictly as we write it: finite numbers, and text that can be encoded.
 
     Args:
-        where: Names the text in errors: a file, or a file and a line.
+        where: Shown in error messages: a file, or a file and a line.
         text: The JSON.
 
     Returns:
         Dictionaries, lists, text, numbers, booleans and None.
 
     Raises:
-        DamagedFileError: If it is not JSON, is nested beyond reason, or holds NaN, an infinity, a number of thousands
+        DamagedFileError: If it is not JSON, is nested too deeply, or contains NaN, an infinity, a number with thousands
             of digits or half of a surrogate pair.
     """
 
@@ -329,11 +329,11 @@ def refuse_pickle(path: Path, data: bytes) -> None:
     """Raise if the bytes look like a pickle or a ``torch.save`` archive.
 
     Args:
-        path: Names the bytes in errors.
+        path: Shown in error messages.
         data: The file's content, or its first four bytes.
 
     Raises:
-        ValueError: If ``data`` starts like a pickle (protocol 2 and later), or like the zip that ``torch.save`` writes.
+        ValueError: If ``data`` starts like a pickle (protocol 2 or later), or like the zip that ``torch.save`` writes.
     """
     is_pickle = len(data) > 1 and data[0] == 0x80 and 2 <= data[1] <= 5
     if is_pickle or data[:4] == b"PK\x03\x04":
@@ -354,17 +354,17 @@ def sha256_of(path: Path) -> str:
         64 hexadecimal digits.
 
     Raises:
-        OSError: If there is no such file, it is no regular file, or it cannot be read.
+        OSError: If there is no such file, it is not a regular file, or it cannot be read.
     """
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
 
 
 def remove_unfinished(folders: Iterable[Path]) -> None:
-    """Delete what interrupted writes left in these folders (files under a temporary name).
+    """Delete the files with temporary names that interrupted writes left in these folders.
 
     Args:
-        folders: Each by itself, not what is below it; links are not followed.
+        folders: Not searched recursively; links are not followed.
 
     Raises:
         OSError: If a file cannot be deleted.
@@ -389,5 +389,5 @@ def _explain(error: OSError, action: str, path: Path) -> OSError:
     if number == errno.ENOENT:
         way_out = f"the folder {path.parent} is missing: create it, or choose another --runs-dir"
     else:
-        way_out = _WAY_OUT.get(number, "see whether the disk and the folder are in order")
+        way_out = _WAY_OUT.get(number, "check the disk and the folder")
     return OSError(number, f"cannot {action} {path}: {cause}; {way_out}")

@@ -1,7 +1,7 @@
-"""Read YAML as data: numbers as people write them, no repeated keys, nothing executed, and within bounds.
+"""Read YAML as plain data: numbers as people write them, no repeated keys, no code execution, bounded size.
 
-What a few lines can swell to is bounded while it is read: aliases count for what they stand for, so a text that means
-more values than ``MOST_VALUES`` is refused at the alias that goes too far.
+The expanded size is bounded during reading: an alias counts as much as the node that it refers to, so text that expands
+to more than ``MOST_VALUES`` values is refused at the alias that exceeds the limit.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from qkd.failures import first_of
 from qkd.foreign.opening import read_text
 from qkd.foreign.shown import shown_line
 
-MOST_BYTES = 1_000_000  # of a file; the schedule of a search of 10,000 epochs has a third of it
-MOST_VALUES = 100_000  # keys, values, groups and lists, aliases written out
-MOST_CHARACTERS = 4_000_000  # of all of them together, aliases written out
+MOST_BYTES = 1_000_000  # per file; the schedule of a search of 10,000 epochs takes a third of that
+MOST_VALUES = 100_000  # keys, values, groups and lists, with aliases expanded
+MOST_CHARACTERS = 4_000_000  # of all of them together, with aliases expanded
 DEEPEST = 32  # levels; a config has eight
-MOST_DIGITS = 60  # of a number; more than any of 64 bits has
+MOST_DIGITS = 60  # per number; more than any 64-bit number has
 
 _BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
 _NULL = re.compile(r"^(?:~|null|Null|NULL|)$")
@@ -36,7 +36,7 @@ _FLOAT = re.compile(
 
 
 class YamlError(ValueError):
-    """A text that is not YAML, or YAML that says something twice; ``faults`` holds one line each."""
+    """Text that is not YAML, or YAML with repeated keys; ``faults`` has one line for each fault."""
 
     def __init__(self, faults: list[str]) -> None:
         super().__init__("\n".join(faults))
@@ -44,7 +44,7 @@ class YamlError(ValueError):
 
 
 class _Refused(yaml.MarkedYAMLError):
-    """YAML as such, but not what is read here."""
+    """Valid YAML that this reader does not accept."""
 
     def __init__(self, problem: str, mark: Any) -> None:
         super().__init__(None, None, problem, mark)
@@ -54,23 +54,23 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.2's plain scalars: ``off`` and ``no`` are text, ``1e-3`` is a number, dates are text."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
-    yaml_constructors: ClassVar[dict[Any, Any]] = {}  # those of data alone; any other tag is a fault
+    yaml_constructors: ClassVar[dict[Any, Any]] = {}  # for plain data only; any other tag is a fault
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.faults: list[str] = []
         self.values, self.characters, self.level = 0, 0, 0
-        self.deepest = 0  # level that was reached within the node being read
+        self.deepest = 0  # deepest level reached within the node being read
         self.sizes: dict[int, tuple[int, int, int]] = {}  # of a whole node: values, characters, levels
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Read a node, counting what it holds; an alias holds what it stands for."""
+        """Read a node and count its contents; an alias counts as the node that it refers to."""
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent):
             node = super().compose_node(parent, index)
             if id(node) not in self.sizes:
                 raise _Refused(
-                    f"the recursive alias *{event.anchor} stands for a node that contains it", event.start_mark
+                    f"the recursive alias *{event.anchor} refers to a node that contains it", event.start_mark
                 )
             self._count(*self.sizes[id(node)], event.start_mark)
             return node
@@ -90,7 +90,7 @@ class _Loader(yaml.SafeLoader):
             raise _Refused(f"nested deeper than {DEEPEST} levels", mark)
         if self.values > MOST_VALUES or self.characters > MOST_CHARACTERS:
             raise _Refused(f"holds more than {MOST_VALUES:,} values or {MOST_CHARACTERS:,} characters "
-                                "(what aliases stand for is counted each time)", mark)  # fmt: skip
+                                "(aliases are counted in full each time)", mark)  # fmt: skip
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
         first_lines: dict[str, int] = {}
@@ -101,13 +101,13 @@ class _Loader(yaml.SafeLoader):
                 return {}
             if key.value in first_lines:
                 self.faults.append(
-                    f"line {line}: key `{shown_line(key.value, 60)}` again; it is on line {first_lines[key.value]} too"
+                    f"line {line}: repeated key `{shown_line(key.value, 60)}`, also on line {first_lines[key.value]}"
                 )
             first_lines.setdefault(key.value, line)
         return {str(key.value): self.construct_object(value, deep=True) for key, value in node.value}
 
     def construct_int(self, node: yaml.Node) -> int:
-        """Return a whole number, in decimal whatever it starts with."""
+        """Return a whole number, always read as decimal, even with leading zeros."""
         return int(self._number(node, _INT, "a whole number"))
 
     def construct_float(self, node: yaml.Node) -> float:
@@ -120,23 +120,23 @@ class _Loader(yaml.SafeLoader):
         return self._scalar(node, _BOOL, "true or false").lower() == "true"
 
     def construct_null(self, node: yaml.Node) -> None:
-        """Return nothing."""
+        """Return None."""
         self._scalar(node, _NULL, "null")
 
     def construct_text(self, node: yaml.Node) -> str:
-        """Return text that can be written: no half of a surrogate pair."""
+        """Return text that can be encoded: without halves of surrogate pairs."""
         return self._scalar(node, _TEXT, "text without halves of surrogate pairs")
 
     def construct_list(self, node: yaml.Node) -> list[Any]:
         """Return a list."""
         if not isinstance(node, yaml.SequenceNode):
-            raise _Refused("tagged as a list, which it is not", node.start_mark)
+            raise _Refused("tagged as a list, but it is not one", node.start_mark)
         return [self.construct_object(item, deep=True) for item in node.value]
 
     def _number(self, node: yaml.Node, pattern: re.Pattern[str], what: str) -> str:
         text = self._scalar(node, pattern, what)
         if len(text) > MOST_DIGITS:
-            problem = f"a number of {len(text):,} characters; it may have {MOST_DIGITS}"
+            problem = f"a number of {len(text):,} characters; at most {MOST_DIGITS} are allowed"
             raise _Refused(problem, node.start_mark)
         return text
 
@@ -149,15 +149,15 @@ class _Loader(yaml.SafeLoader):
     def construct_yaml_map(self, node: yaml.MappingNode) -> Any:
         """Build a mapping in one go, with its keys as text."""
         if not isinstance(node, yaml.MappingNode):
-            raise _Refused("tagged as a group of keys, which it is not", node.start_mark)
+            raise _Refused("tagged as a group of keys, but it is not one", node.start_mark)
         data: dict[str, Any] = {}
         yield data
         data.update(self.construct_mapping(node, deep=True))
 
     def refuse_tag(self, node: yaml.Node) -> Any:
-        """Raise: a tag asks for something that is no data."""
+        """Raise, since the tag does not denote plain data."""
         tag = shown_line(str(node.tag).replace("tag:yaml.org,2002:", "!!"), 40)
-        raise _Refused(f"not YAML of plain data: the tag {tag}", node.start_mark)
+        raise _Refused(f"not plain YAML data: the tag {tag}", node.start_mark)
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOL, list("tTfF"))
@@ -180,16 +180,16 @@ _Loader.add_constructor(None, _Loader.refuse_tag)
 def parse_yaml(text: str) -> Any:
     """Return the value of a YAML text.
 
-    Plain scalars follow YAML 1.2 (``1e-3`` is a number, ``off`` is text); keys are text.
+    Plain scalars follow YAML 1.2 (``1e-3`` is a number, ``off`` is text); keys are always text.
 
     Args:
         text: The whole document.
 
     Raises:
-        YamlError: If the text is not YAML, holds more than one document, repeats a key, or goes beyond the bounds.
+        YamlError: If the text is not YAML, has more than one document, repeats a key, or exceeds a limit.
     """
     if len(text) > MOST_BYTES:
-        raise YamlError([f"has {len(text):,} characters; more than {MOST_BYTES:,} are not read"])
+        raise YamlError([f"has {len(text):,} characters; at most {MOST_BYTES:,} are read"])
     try:
         loader = _Loader(text)
         value = loader.get_single_data()
@@ -208,9 +208,9 @@ def read_yaml(path: Path) -> Any:
     """Return the value of a YAML file.
 
     Raises:
-        YamlError: As :func:`parse_yaml`.
+        YamlError: As for :func:`parse_yaml`.
         UnicodeDecodeError: If it is not UTF-8.
-        OSError: If it cannot be read, is no regular file, or has more than ``MOST_BYTES``.
+        OSError: If it cannot be read, is not a regular file, or is larger than ``MOST_BYTES``.
     """
     return parse_yaml(read_text(path, MOST_BYTES))
 

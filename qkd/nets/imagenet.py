@@ -1,4 +1,4 @@
-"""Torchvision's trained weights: downloaded once into PyTorch's cache, checked against the hash in their name."""
+"""Torchvision's trained weights: downloaded once into PyTorch's cache, and checked against the hash in their name."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from qkd.nets.near import PREFIX
 from qkd.nets.own.spelling import parse_net
 from qkd.nets.weights import WeightsError
 
-IMAGENET = "imagenet"  # what a config says in place of a file
+IMAGENET = "imagenet"  # in a config, in place of a file
 _HASH = re.compile(r"-([0-9a-f]{8,})\.pth$")
-_OWN_SCALE = ("googlenet", "inception_v3")  # ported: they want -1..1, which torchvision puts into the net itself
+_OWN_SCALE = ("googlenet", "inception_v3")  # ported: they expect -1..1, and torchvision rescales inside the net
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Preprocessing:
     Args:
         mean: Per channel (red, green, blue), fraction 0..1.
         std: Likewise.
-        image_size: Side in pixels of what the net sees.
-        resize_size: Length in pixels of the shorter side before the center is cut out.
+        image_size: Side in pixels of the net's input.
+        resize_size: Length in pixels of the shorter side before the center crop.
         interpolation: ``bilinear`` or ``bicubic``.
     """
 
@@ -69,16 +69,16 @@ def weights_file(weights: Path, net: str) -> Path:
 
     Args:
         weights: A path, or ``imagenet``.
-        net: The net that they are for, as a config spells it.
+        net: The net that the weights are for, as a config spells it.
 
     Raises:
-        WeightsError: If the net is not one of torchvision's, or the file cannot be fetched.
+        WeightsError: If the net is not one of torchvision's, or the file cannot be downloaded.
     """
     return weights if str(weights) != IMAGENET else imagenet_file(net)
 
 
 def imagenet_file(net: str) -> Path:
-    """Return torchvision's own ImageNet weights for a net, fetched where they are not in the cache yet.
+    """Return torchvision's ImageNet weights for a net, downloaded if they are not in the cache yet.
 
     The cache is PyTorch's: ``$TORCH_HOME/hub/checkpoints``, by default ``~/.cache/torch/hub/checkpoints``.
 
@@ -117,15 +117,15 @@ def _fetch(url: str, path: Path) -> None:
         torch.hub.download_url_to_file(url, str(path), hash_prefix=_prefix(path.name), progress=False)
     except (OSError, RuntimeError) as error:  # URLError is an OSError; a wrong hash is a RuntimeError
         raise WeightsError(
-            f"weights: imagenet: cannot download {url} ({' '.join(str(error).split())}); without a network, put that "
-            f"file into {path.parent}, or name a weights file"
+            f"weights: imagenet: cannot download {url} ({' '.join(str(error).split())}); without a network connection, "
+            f"put that file into {path.parent}, or name a weights file"
         ) from error
 
 
 def _require_hash(path: Path) -> None:
     prefix = _prefix(path.name)
     if prefix is not None and not sha256_of(path).startswith(prefix):
-        raise WeightsError(f"{path}: damaged: its SHA-256 does not start with {prefix}; delete it to fetch it again")
+        raise WeightsError(f"{path}: damaged: its SHA-256 does not start with {prefix}; delete it to download it again")
 
 
 def _prefix(name: str) -> str | None:

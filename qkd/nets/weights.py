@@ -1,4 +1,4 @@
-"""Float weights to and from files: safetensors, or a plain ``torch.save`` of tensors; nothing is unpickled."""
+"""Save and load float weights: safetensors, or ``torch.save`` files of plain tensors; no objects are unpickled."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class WeightsError(ValueError):
 
 
 def save_weights(net: nn.Module, path: Path) -> str:
-    """Write the parameters and buffers of a net as safetensors, whole or not at all.
+    """Write the parameters and buffers of a net as safetensors, atomically.
 
     Args:
         net: On any device; not changed.
@@ -43,12 +43,12 @@ def load_weights(net: nn.Module, path: Path, *, head: str = KEEP) -> str:
     """Copy the weights of a file into a net, all of them or none.
 
     Args:
-        net: Receives the weights; its keys, shapes and those of the file must be the same. (A missing
-            ``num_batches_tracked``, which old files lack and nothing here reads, is forgiven.)
-        path: safetensors, or a file of ``torch.save`` that holds only tensors and plain values, under any suffix; read
+        net: Receives the weights; its keys and shapes must match those of the file. (A missing
+            ``num_batches_tracked``, which old files lack and nothing here reads, is tolerated.)
+        path: safetensors, or a ``torch.save`` file of tensors and plain values only, with any suffix; read
             with ``weights_only=True``. The state dict may be inside the wrappers of training programs (``state_dict``,
             ``model``, ``ema``, ...), and its names may have prefixes (``module.``, ``_orig_mod.``, ``model.``, ...) if
-            all of them fit without.
+            all of them match without the prefixes.
         head: ``new``: the net's last linear layer keeps its own random weights, whatever the file has there;
             ``new:<layer>`` names the layer.
 
@@ -56,8 +56,8 @@ def load_weights(net: nn.Module, path: Path, *, head: str = KEEP) -> str:
         What was done to make the weights fit, in words; empty if nothing.
 
     Raises:
-        WeightsError: If the file is missing, of another kind, pickled or damaged, holds NaN, infinities or anything
-            but dense float tensors, or does not fit. In the last case the message lists the missing, unexpected and
+        WeightsError: If the file is missing, of another kind, pickled or damaged, contains NaN, infinities or anything
+            but dense float tensors, or does not fit. In the last case, the message lists the missing, unexpected and
             mis-shaped keys, the names found, and the number of classes if only the head differs.
     """
     path = Path(path)
@@ -88,7 +88,7 @@ def _refuse_foreign_kinds(path: Path, wanted: Mapping[str, Tensor], found: Mappi
 def _foreign_kind(value: Tensor, wanted: Tensor) -> str:
     """Return why a tensor cannot be loaded into a net; empty if it can."""
     if value.is_meta:
-        return "meta: without values"
+        return "meta device, without values"
     if value.is_quantized or value.layout is not torch.strided:
         return "quantized" if value.is_quantized else "sparse"
     if value.is_complex() or (wanted.is_floating_point() and not value.is_floating_point()):
@@ -118,7 +118,7 @@ def _fitting(net: nn.Module, path: Path, wanted: Mapping[str, Tensor], head: str
 
 
 def _without_auxiliary(state: StateDict, wanted: Mapping[str, Tensor]) -> StateDict:
-    """Return a state dict without auxiliary heads, which torchvision's trained weights have and no net here."""
+    """Return a state dict without auxiliary heads, which torchvision's trained weights have, but our nets do not."""
     extra = {name for name in state.tensors if name.startswith(AUXILIARY)} - set(wanted)
     if not extra or len(extra) == len(state.tensors):
         return state
@@ -132,7 +132,7 @@ def _with_new_heads(
     """Return state dicts with the net's own last layer in place of theirs.
 
     Raises:
-        WeightsError: If none can be had; with the reason of the likeliest.
+        WeightsError: If that works for none of them; states the reason for the most likely one.
     """
     found, reasons = [], []
     for state in sorted(states, key=lambda state: _distance(wanted, state.tensors)):
@@ -148,7 +148,7 @@ def _with_new_heads(
 
 
 def _distance(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> int:
-    """Return how many names differ between a net and a state dict, or have other shapes."""
+    """Return how many names are in only one of a net and a state dict, or have different shapes."""
     unlike = [key for key in wanted if key in found and wanted[key].shape != found[key].shape]
     return len(set(wanted) ^ set(found)) + len(unlike)
 
@@ -156,7 +156,7 @@ def _distance(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> int:
 def _read(path: Path) -> list[StateDict]:
     try:
         return read_state_dicts(path)
-    except UnreadableFileError as error:  # says which file
+    except UnreadableFileError as error:  # its message includes the path
         raise WeightsError(str(error)) from error
     except UnreadableWeights as error:
         raise WeightsError(f"{path}: {error}") from error
@@ -184,7 +184,7 @@ def _mismatches(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> li
         faults.append(f"unexpected in the file ({len(unexpected)}): {_listed(unexpected)}")
     if shapes:
         rows = [f"{key} {list(found[key].shape)} instead of {list(wanted[key].shape)}" for key in shapes]
-        faults.append(f"of another shape ({len(shapes)}): {_listed(rows)}")
+        faults.append(f"wrong shape ({len(shapes)}): {_listed(rows)}")
     return faults
 
 

@@ -24,8 +24,8 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-TRAINS = ("teacher", "search", "distill")  # stages that several devices share; the first process does the others
-LOOKS = ("teacher", "search", "distill", "export")  # stages that load the images, and compare them themselves
+TRAINS = ("teacher", "search", "distill")  # stages that several devices share; the first process runs the others
+LOOKS = ("teacher", "search", "distill", "export")  # stages that load the images and check them themselves
 
 
 def refuse_clients(config: RunConfig) -> None:
@@ -41,19 +41,19 @@ def refuse_clients(config: RunConfig) -> None:
 def run_stages(
     run: RunFolder, names: Sequence[str], progress: Progress, stages: Mapping[str, Stage] | None = None
 ) -> None:
-    """Run stages in the order of their names, each only if it is not complete.
+    """Run stages in the given order, skipping those that are complete.
 
-    Before a stage that is complete, or that reads no images, the data set is compared with what the run was begun with,
-    once, unless a stage has done so by then. Where several processes train, all of them call this.
+    The data set is compared once with the one that the run was started with: by the first stage, or before it if that
+    stage is complete or reads no images. If several processes train, all of them call this.
 
     Args:
         run: The run folder, open.
-        names: Which stages; what they need must be complete or among them.
+        names: Which stages; those that they need must be complete or among them.
         progress: Reports which stage runs.
-        stages: Name -> stage; the toolkit's own where absent (others bring their own images, if any).
+        stages: Name -> stage; the toolkit's own if None (others bring their own images, if any).
 
     Raises:
-        qkd.data.DataError: If the data set is not what the run was begun with.
+        qkd.data.DataError: If the data set is not the one that the run was started with.
         UsageError: If a stage needs one that is neither complete nor requested.
         ValueError: If a file of the run cannot be written under its name.
         OSError: If a file of the run or of the data set cannot be read or written.
@@ -75,7 +75,7 @@ def run_stages(
 
 
 def _why_to_run(run: RunFolder, name: str, progress: Progress, *, looks: bool) -> str:
-    """Return why a stage is not complete; empty if it is. With ``looks`` the images are compared where it will not."""
+    """Return why a stage is not complete; empty if it is. With ``looks``, check the images if the stage will not."""
     _require(run, name)
     reason = run.why_incomplete(name)
     if looks and not (reason and name in LOOKS):
@@ -84,7 +84,7 @@ def _why_to_run(run: RunFolder, name: str, progress: Progress, *, looks: bool) -
 
 
 def _own_stages() -> Mapping[str, Stage]:
-    from qkd.stages import STAGES  # torchvision, Brevitas, ONNX: only where a stage runs
+    from qkd.stages import STAGES  # imports torchvision, Brevitas and ONNX: only if a stage runs
 
     return STAGES
 

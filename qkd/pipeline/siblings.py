@@ -1,4 +1,4 @@
-"""Another bit width for a run's student: a sibling run that reuses the teacher and what was made from it."""
+"""Sibling runs: the same student at another bit width, reusing the teacher and what was made from it."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from qkd.roles.stored import stored_config
 from qkd.run.folder import RunFolder
 from qkd.run.identity import differences, identity
 
-WIDTHS = "student.quant."  # keys that differ
-FOLLOWS = "student.low_bit."  # keys that may differ with them, since recipes set them by the widths
+WIDTHS = "student.quant."  # prefix of the keys that differ
+FOLLOWS = "student.low_bit."  # prefix of keys that may differ, too, since recipes set them by the widths
 
 
 def beside(config: RunConfig, runs_dir: Path, progress: Progress) -> RunConfig:
     """Return the config of the sibling run if the folder holds the same run at other bit widths.
 
-    So ``qkd run data-free.yaml student.quant.weight_bits=4``, called after ``qkd run data-free.yaml``, makes a second
-    student from the first one's images, in another folder named after the widths. Methods opt in to this with
+    For example, ``qkd run data-free.yaml student.quant.weight_bits=4``, called after ``qkd run data-free.yaml``, trains
+    a second student on the first one's images, in another folder named after the widths. Methods opt in to this with
     :meth:`~qkd.methods.method.Method.taken_over`. Any other config is returned unchanged; if it does not match the run
     in its folder, :meth:`~qkd.run.folder.RunFolder.open` reports that.
 
@@ -51,15 +51,15 @@ def beside(config: RunConfig, runs_dir: Path, progress: Progress) -> RunConfig:
     _require(RunFolder(first, folder.resolve()), ("teacher", *stages))
     name = f"{config.name}-{_suffix(config, changed)}"
     progress.say(
-        f"{folder} has a student of other widths; this one is {runs_dir / name}, which takes over "
-        f"{' and '.join(('teacher', *stages))}: nothing of it is trained again"
+        f"{folder} has a student of other widths; this one goes to {runs_dir / name} and reuses "
+        f"{' and '.join(('teacher', *stages))}, which are not trained again"
     )
     teacher = config.teacher.model_copy(update={"run": folder.resolve()})
     return config.model_copy(update={"name": name, "teacher": teacher})
 
 
 def _changed(first: RunConfig, config: RunConfig) -> Mapping[str, tuple[str, str]]:
-    """Return the keys that make them different runs: old and new value as text."""
+    """Return the keys that make them different runs, each with its old and new value as text."""
     then, now = (identity(one.model_dump(mode="json")) for one in (first, config))
     nets = [key for key in then if key.endswith(".net") and same_net(str(then[key]), str(now.get(key)))]
     for values in (then, now):
@@ -73,9 +73,9 @@ def _require(run: RunFolder, stages: tuple[str, ...]) -> None:
     if missing:
         found = ", ".join(f"{stage} ({why})" for stage, why in missing.items())
         raise UsageError(
-            f"{run.path} is a run with other widths, and this student would take over {' and '.join(stages)}, but not "
-            f"all of it is finished: {found}; finish it first with `qkd run {run.path} --until distill`, or give this "
-            f"run another name (name=...), for which all of it is made again"
+            f"{run.path} is a run with other widths, and this student would reuse its {' and '.join(stages)}, but they "
+            f"are not finished: {found}; finish them first with `qkd run {run.path} --until distill`, or give this "
+            f"run another name (name=...), so that it makes its own"
         )
 
 

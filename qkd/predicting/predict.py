@@ -1,7 +1,7 @@
 """Classify images with an exported ONNX file, using only the metadata in the file.
 
-It needs the standard library, numpy and onnxruntime alone (and Pillow to read JPEG, PNG and other image files; arrays
-in .npy files are read without it), runs from Python 3.8 on, and imports nothing of the
+It needs only the standard library, numpy and onnxruntime (and Pillow to read JPEG, PNG and other image files, but not
+arrays in .npy files), runs on Python 3.8 and later, and imports nothing from the
 toolkit, which uses it, too.
 
     python predict.py photo.jpg another.png --model student.onnx --top 3
@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # of Pillow's; what the toolkit trains on
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow's names; what the toolkit trains on
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".npy", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")  # in a folder
-MOST_PIXELS = 89478485  # of an image, and of what resizing makes of it
+MOST_PIXELS = 89478485  # per image, before and after resizing
 GRAY, COLOR = "L", "RGB"
 TOP = 5
-BATCH = 32  # images a run
+BATCH = 32  # images per run
 FACTS = ("preprocess", "input_layout", "input_size", "input_mean", "input_std", "resize", "classes")
 RULES = ("crop", "stretch", "pad")
 OUTPUTS = ("logits", "probabilities", "log_probabilities")
@@ -42,7 +42,7 @@ class Model:
         threads: onnxruntime's threads.
 
     Raises:
-        InputError: If there is no such file, onnxruntime cannot load it, or it does not say how it is fed.
+        InputError: If there is no such file, onnxruntime cannot load it, or its metadata does not describe its input.
     """
 
     def __init__(self, path: str, threads: int = 1) -> None:
@@ -56,8 +56,8 @@ class Model:
             self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no public base
             raise InputError(
-                f"{path}: onnxruntime {onnxruntime.__version__} cannot load it ({str(error)[:200]}); if it is too old, "
-                "`qkd export RUN --for onnxruntime==VERSION` keeps a file that it loads"
+                f"{path}: onnxruntime {onnxruntime.__version__} cannot load it ({str(error)[:200]}); if that version "
+                "is too old, `qkd export RUN --for onnxruntime==VERSION` writes a file that it can load"
             ) from error
         self.path = path
         self.facts = read_facts(dict(self.session.get_modelmeta().custom_metadata_map), path)
@@ -65,11 +65,11 @@ class Model:
 
     @property
     def classes(self) -> list[str]:
-        """Names of the classes; empty where the file does not say them."""
+        """Names of the classes; empty if the file does not include them."""
         return list(self.facts["classes"])
 
     def scores(self, pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Return what the file gives of images: float32 ``[images, classes]``.
+        """Return the file's output for images: float32 ``[images, classes]``.
 
         Args:
             pixels: uint8 ``[images, height, width, channels]``.
@@ -83,7 +83,7 @@ class Model:
         return np.asarray(np.concatenate(parts)[: len(given)], np.float32)
 
     def probabilities(self, pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Return the probability of each class: float64 ``[images, classes]``, each row's sum 1."""
+        """Return the probability of each class: float64 ``[images, classes]``; each row sums to 1."""
         scores = self.scores(pixels).astype(np.float64)
         if self.facts["output"] == "probabilities":
             return np.asarray(scores)
@@ -91,24 +91,24 @@ class Model:
         return np.asarray(powers / powers.sum(1, keepdims=True))
 
     def name(self, label: int) -> str:
-        """Return the name of a class, or its number where the file names none."""
+        """Return the name of a class, or its number if the file does not name it."""
         return self.classes[label] if label < len(self.classes) else str(label)
 
 
 def read_facts(said: dict[str, str], path: str) -> dict[str, Any]:
-    """Return what a file says about its input, checked, since anybody can write anything there.
+    """Return what a file's metadata says about its input, checked, since the file may come from anyone.
 
     Args:
         said: Its metadata.
-        path: For messages.
+        path: Shown in error messages.
 
     Raises:
-        InputError: If it says nothing, or not what the toolkit writes.
+        InputError: If it says nothing, or something that the toolkit does not write.
     """
     if "input_mean" not in said:
         raise InputError(
             f"{path}: it does not say how images become its input (metadata input_mean, input_std, ...); export it "
-            "again with a toolkit that writes that"
+            "again with a version of the toolkit that writes this metadata"
         )
     try:
         facts = {key: json.loads(said[key]) for key in FACTS}
@@ -126,18 +126,18 @@ def read_facts(said: dict[str, str], path: str) -> dict[str, Any]:
             and facts["output"] in OUTPUTS
         )
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: what it says of its input is damaged ({error!r}); export it again") from error
+        raise InputError(f"{path}: the metadata about its input is damaged ({error!r}); export it again") from error
     if not right:
-        raise InputError(f"{path}: what it says of its input is not what the toolkit writes; export it again")
+        raise InputError(f"{path}: the metadata about its input is not what the toolkit writes; export it again")
     return facts
 
 
 def as_fed(pixels: np.ndarray[Any, Any], facts: dict[str, Any]) -> np.ndarray[Any, Any]:
-    """Return images as the file takes them: uint8 where it normalizes them itself, else float32.
+    """Return images as the file takes them: uint8 if it normalizes them itself, otherwise float32.
 
     Args:
         pixels: uint8 ``[images, height, width, channels]``.
-        facts: What the file says.
+        facts: From :func:`read_facts`.
     """
     planes = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
     if facts["preprocess"] == "inside":
@@ -149,15 +149,15 @@ def as_fed(pixels: np.ndarray[Any, Any], facts: dict[str, Any]) -> np.ndarray[An
 
 
 def read_image(path: str, facts: dict[str, Any]) -> np.ndarray[Any, Any]:
-    """Return the image, or images, of a file as uint8 ``[images, height, width, channels]`` of the right size.
+    """Return the image or images in a file as uint8 ``[images, height, width, channels]`` of the model's input size.
 
     Args:
-        path: An image file (Pillow must be there), or a .npy file of uint8 pixels: ``[height, width]``,
+        path: An image file (needs Pillow), or a .npy file of uint8 pixels: ``[height, width]``,
             ``[height, width, channels]``, or a batch of either, or ``[images, channels, height, width]``.
-        facts: What the model's file says.
+        facts: From :func:`read_facts`.
 
     Raises:
-        InputError: If it cannot be read, or is no image.
+        InputError: If it cannot be read, or is not an image.
     """
     if not os.path.isfile(path):
         raise InputError(f"{path}: no such file")
@@ -194,7 +194,7 @@ def from_array(array: Any, facts: dict[str, Any], path: str = "the array") -> np
         raise InputError(f"{path}: the model takes {channels} channel(s), found {found}")
     if array.shape[1:3] == (height, width):
         return np.ascontiguousarray(array)
-    from PIL import Image  # sizes differ: resized as images are
+    from PIL import Image  # sizes differ: resized like image files
 
     planes = [Image.fromarray(one[..., 0] if channels == 1 else one) for one in np.ascontiguousarray(array)]
     return np.stack([fit_image(plane, facts, path) for plane in planes])
@@ -204,7 +204,7 @@ def open_image(path: str) -> Any:
     """Return an image file, opened by Pillow.
 
     Raises:
-        InputError: If Pillow is missing, or the file is no image of a stated format, or too large.
+        InputError: If Pillow is missing, or the file is not an image in one of ``FORMATS``, or is too large.
     """
     try:
         from PIL import Image
@@ -213,7 +213,7 @@ def open_image(path: str) -> Any:
     try:
         image = Image.open(path, formats=FORMATS)
         if image.size[0] * image.size[1] > MOST_PIXELS:
-            raise InputError(f"{path}: {image.size[0]}x{image.size[1]} pixels are more than {MOST_PIXELS}")
+            raise InputError(f"{path}: {image.size[0]}x{image.size[1]} is more than {MOST_PIXELS} pixels")
         image.load()
     except InputError:
         raise
@@ -227,7 +227,7 @@ def fit_image(image: Any, facts: dict[str, Any], path: str) -> np.ndarray[Any, A
     """Return an opened image as uint8 ``[height, width, channels]``, resized by the model's rule.
 
     Raises:
-        InputError: If the rule is not known here, or the resized image would be too large.
+        InputError: If the rule is unknown, or the resized image would be too large.
     """
     image = image.convert(GRAY if len(facts["input_mean"]) == 1 else COLOR)
     height, width = facts["input_size"]
@@ -253,10 +253,10 @@ def _fitted(image: Any, wanted: tuple[int, int], name: str, path: str) -> Any:
         bound = min if rule == "pad" else max
         size = bound(wanted[0], size[0]), bound(wanted[1], size[1])
     if size[0] * size[1] > MOST_PIXELS:
-        raise InputError(f"{path}: resizing to {size[0]}x{size[1]} pixels makes more than {MOST_PIXELS}")
+        raise InputError(f"{path}: resizing to {size[0]}x{size[1]} makes more than {MOST_PIXELS} pixels")
     if size[0] * image.size[1] > MOST_PIXELS:
         raise InputError(f"{path}: resizing {image.size[0]}x{image.size[1]} to {size[0]} columns makes too many pixels")
-    for step in ((size[0], image.size[1]), size):  # columns, then rows: the order of one call is up to Pillow's version
+    for step in ((size[0], image.size[1]), size):  # columns, then rows: Pillow versions differ in the order of one call
         image = image.resize(step, getattr(getattr(Image, "Resampling", Image), how.upper()))
     if rule == "pad":
         ground = Image.new(image.mode, wanted)
@@ -267,9 +267,9 @@ def _fitted(image: Any, wanted: tuple[int, int], name: str, path: str) -> Any:
 
 
 def _rule_of(name: str, path: str) -> tuple[str, int, str]:
-    """Return rule, shorter side (0: as short as covers the size) and interpolation of a rule's name.
+    """Return rule, shorter side (0: the smallest that covers the size) and interpolation of a rule's name.
 
-    ``none`` means that training saw one size only; other sizes are cut as folders of images are by default.
+    ``none`` means that training saw only one size; other sizes are cropped as folders of images are by default.
     """
     rule, *rest = ["crop"] if name == "none" else str(name).split(":")
     shorter, how = 0, "bilinear"
@@ -281,32 +281,32 @@ def _rule_of(name: str, path: str) -> tuple[str, int, str]:
         else:
             rule = ""
     if rule not in RULES:
-        raise InputError(f"{path}: the model's resize rule {name!r} is not known here")
+        raise InputError(f"{path}: the model's resize rule {name!r} is unknown to this version")
     return rule, shorter, how
 
 
 def files_of(path: str) -> list[str]:
-    """Return what a path means: a folder means the image files in it, by name; anything else means itself.
+    """Return the files that a path refers to: for a folder, the image files in it, sorted by name; otherwise, the path.
 
     Raises:
-        InputError: If a folder holds no image file.
+        InputError: If a folder contains no image files.
     """
     if not os.path.isdir(path):
         return [path]
     names = sorted(name for name in os.listdir(path) if name.lower().endswith(ENDINGS) and not name.startswith("."))
     files = [file for file in (os.path.join(path, name) for name in names) if os.path.isfile(file)]
     if not files:
-        raise InputError(f"{path}: a folder that holds no image files itself ({', '.join(ENDINGS)})")
+        raise InputError(f"{path}: the folder has no image files directly in it ({', '.join(ENDINGS)})")
     return files
 
 
 def classify(model: Model, paths: Sequence[str], top: int = TOP) -> list[dict[str, Any]]:
-    """Return, for each image, its likeliest classes with their probabilities.
+    """Return the most likely classes of each image with their probabilities.
 
     Args:
-        model: The file.
-        paths: Image files, folders of them, and .npy files of one image or several.
-        top: How many classes an image.
+        model: The exported file.
+        paths: Image files, folders of them, and .npy files of one or more images.
+        top: How many classes per image.
 
     Raises:
         InputError: If an image cannot be read.
@@ -324,18 +324,18 @@ def classify(model: Model, paths: Sequence[str], top: int = TOP) -> list[dict[st
 
 
 def printable(text: str) -> str:
-    """Return text with whatever a terminal would obey written out."""
+    """Return text with control characters, which a terminal would obey, escaped."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Classify the images that the arguments name; return the exit code."""
+    """Classify the images named by the arguments, and return the exit code."""
     parser = argparse.ArgumentParser(description="Classify images with an exported ONNX file.")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders of them, .npy of uint8 pixels")
     default = os.path.join(os.path.dirname(os.path.abspath(__file__)), "student.onnx")
-    parser.add_argument("--model", default=default, metavar="FILE", help="the ONNX file (student.onnx beside this one)")
-    parser.add_argument("--top", type=int, default=TOP, metavar="N", help=f"classes an image ({TOP})")
-    parser.add_argument("--json", action="store_true", help="the result as JSON")
+    parser.add_argument("--model", default=default, metavar="FILE", help="the ONNX file (student.onnx next to this)")
+    parser.add_argument("--top", type=int, default=TOP, metavar="N", help=f"classes per image ({TOP})")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
     args = parser.parse_args(arguments)
     try:
         found = classify(Model(args.model), args.images, max(1, args.top))

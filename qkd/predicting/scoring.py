@@ -17,19 +17,19 @@ from qkd.report.findings.confusion import class_name
 from qkd.report.table import align
 from qkd.units import percent
 
-BATCH = 32  # images a run of the file
-PARTS = ("test", "val", "valid", "validation")  # of a folder that is a whole data set; the first that is there
-MOST_ROWS = 40  # classes that a table has lines for; --json has all
+BATCH = 32  # images per run of the file
+PARTS = ("test", "val", "valid", "validation")  # subfolders of a whole data set; the first that exists is used
+MOST_ROWS = 40  # classes with a line in the table; --json has all
 Batches = Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]]
 
 
 @dataclass(frozen=True)
 class LabeledImages:
-    """Images and what they show.
+    """Images with labels.
 
     Args:
         count: How many.
-        classes: Names; a label is a position in it.
+        classes: Names; a label is an index into them.
         batches: uint8 ``[images, height, width, channels]`` and labels int64 ``[images]``, once.
     """
 
@@ -40,13 +40,13 @@ class LabeledImages:
 
 @dataclass(frozen=True)
 class Score:
-    """What a file made of labeled images.
+    """How an exported file did on labeled images.
 
     Args:
         model: The file.
         data: What it was scored on.
         images: How many.
-        right: How many of them got their class.
+        right: How many of them were classified correctly.
         classes: Names.
         confusion: Class -> predicted class -> images.
     """
@@ -60,7 +60,7 @@ class Score:
 
     @property
     def accuracy(self) -> float:
-        """Fraction of the images that got their class."""
+        """Fraction of the images that were classified correctly."""
         return self.right / self.images
 
     def to_json(self) -> dict[str, Any]:
@@ -91,9 +91,9 @@ def score_file(path: Path, data: str) -> Score:
     """Score a file on labeled images.
 
     Args:
-        path: An exported ONNX file that says how it is fed.
+        path: An exported ONNX file with metadata about its input.
         data: A folder of class folders (or with ``test/`` or ``val/`` of them), an npz file of ``images`` and
-            ``labels`` (or a folder with ``test.npz``), or a config, whose test set is meant.
+            ``labels`` (or a folder with ``test.npz``), or a config, whose test set is used.
 
     Raises:
         UsageError: If ``data`` is none of these, or its classes are not the file's.
@@ -117,7 +117,7 @@ def score_file(path: Path, data: str) -> Score:
 
 
 def labeled_images(data: str, model: Model) -> LabeledImages:
-    """Return the images that a person means, with labels by the model's classes.
+    """Return the images that ``data`` refers to, with labels in the order of the model's classes.
 
     Raises:
         UsageError: If there are none, or their classes are not the model's.

@@ -1,8 +1,8 @@
 """The engine's work on a CPU as one compiled function: image by image, one operation after another.
 
-On a CPU an image of 32x32 fits into the innermost cache, and what a batched engine pays is the number of its calls. So
-where a C++ compiler is at hand, this source is compiled once a machine (into the user's cache folder) and called once a
-batch; without one the batched engine does the same work, with the same bits. ``QKD_NATIVE=0`` switches it off.
+On a CPU, a 32x32 image fits into the L1 cache, and the cost of a batched engine is the number of its calls. If there
+is a C++ compiler, this source is compiled once per machine (into the user's cache folder) and called once per
+batch; without one, the batched engine does the same work, bit for bit. ``QKD_NATIVE=0`` switches it off.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ def run(
     *,
     has_cut: bool,
 ) -> Tensor:
-    """Return augmented images; `load` must have returned a function.
+    """Return augmented images; requires that :func:`load` returns a function.
 
     Args:
         images: uint8 on the CPU, shape ``[batch, channels, height, width]``.
         fill: uint8, shape ``[channels]``.
-        codes: What each round does, shape ``[batch, rounds]``.
+        codes: Operation of each round, shape ``[batch, rounds]``.
         maps: Fixed-point affine maps, shape ``[batch, rounds, 6]``.
-        factors: Of the enhancing operations, shape ``[batch, rounds]``.
+        factors: Factors of the enhancing operations, shape ``[batch, rounds]``.
         tables: uint8, shape ``[n, 256]``.
-        table_rows: Positions in ``tables``, shape ``[batch, rounds]``.
+        table_rows: Row indices into ``tables``, shape ``[batch, rounds]``.
         boxes: Squares ``(x0, x1, y0, y1)`` to cut out, the last one at the very end, shape ``[batch, rounds + 1, 4]``.
-        windows: ``(x, y, is_flipped)`` of the final crop, shape ``[batch, 3]``; None: no crop, no flip.
-        has_cut: Whether the last box of each image is cut.
+        windows: ``(x, y, is_flipped)`` of the final crop, shape ``[batch, 3]``; None for no crop and no flip.
+        has_cut: Whether the last box of each image is cut out.
     """
     function = load()
     if function is None:

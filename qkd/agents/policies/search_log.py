@@ -1,9 +1,9 @@
 """Read the logs of published population searches (PBA, role-kd) as schedules; nothing in them is executed or unpickled.
 
 Each line is a record: a JSON array, or a Python literal, of ``[target, clone, target iteration, clone iteration, old,
-new]``. ``old`` is the donor's policy, ``new`` what the target runs from then on: 60 integers, or a mapping that holds
-them as ``hp_policy``. Two copies of 15 operations, probability (0..10) and magnitude (0..9) each, in an order that
-only the program knew: see ``ORDERS``.
+new]``. ``old`` is the donor's policy, and ``new`` is the target's policy from then on: 60 integers, or a mapping with
+them under ``hp_policy``. They are two copies of 15 operations with probability (0..10) and magnitude (0..9) each, in an
+order that is not in the log: see ``ORDERS``.
 
 References:
     Ho et al., arXiv 1905.05393 (PBA's ``schedules``); Fu et al., arXiv 2004.08861 (role-kd's ``results``).
@@ -24,7 +24,7 @@ from qkd.foreign.opening import read_regular
 ORDERS = {
     # CPython 2.7's hash order of the dictionary, in which every published log was written.
     "py2": PBA_OPERATIONS,
-    # In the order of the released source; a log of a Python 3 run of that code is in this order.
+    # The order of the released source; logs of that code under Python 3 have this order.
     "source": (
         "AutoContrast",
         "Equalize",
@@ -46,11 +46,11 @@ ORDERS = {
 COPIES = 2
 INTEGERS = COPIES * len(PBA_OPERATIONS) * 2
 PICKLES = (".p", ".pkl", ".pickle")
-LONGEST_LINE = 1_000_000  # characters; a record has a few thousand
+LONGEST_LINE = 1_000_000  # characters; a record has a few thousand of them
 
 
 class SearchLogError(ValueError):
-    """A log that cannot be read as a schedule; ``faults`` holds one line each, with its place in the file."""
+    """A log that cannot be read as a schedule; ``faults`` has a line for each fault, with its place in the file."""
 
     def __init__(self, path: Path, faults: list[str]) -> None:
         super().__init__("\n".join(f"{path}: {fault}" for fault in faults))
@@ -62,7 +62,7 @@ class Record:
     """A population member's copy of another's state.
 
     Args:
-        line: Of the file, from 1.
+        line: Line of the file, from 1.
         target: The member that copies.
         clone: The donor.
         target_epoch: Epoch of the target.
@@ -88,8 +88,8 @@ class ImportedLog:
         schedule: Policies over the search's epochs.
         file: The log that was read (the best trial's, if ``best.txt`` was named).
         records: Number of lines used for the schedule.
-        dropped: Number of lines of a stale beginning that were left out.
-        lineage: Members from whom the state came, in order, the trial itself at the end.
+        dropped: Number of stale lines at the beginning that were left out.
+        lineage: Members from which the state came, in order; the trial itself is last.
         notes: Notes for the user.
     """
 
@@ -107,12 +107,12 @@ def import_log(path: Path, *, epochs: int, op_order: str, trial: str | None = No
     Args:
         path: ``pbt_policy_<id>.txt``, ``pbt_global.txt`` (with ``trial``), or ``best.txt``, which names the best
             trial's log in its folder.
-        epochs: Length of the search; the last policy holds until there. The published ones have 200.
+        epochs: Length of the search; the last policy lasts until its end. The published searches have 200.
         op_order: A key of ``ORDERS``.
-        trial: Whose lineage to follow in a log of all trials.
+        trial: The trial whose lineage to follow in a log of all trials.
 
     Raises:
-        SearchLogError: If the file is missing, pickled, not such a log, truncated, or inconsistent: all faults at once.
+        SearchLogError: If the file is missing, pickled, not such a log, truncated, or inconsistent; it has all faults.
         ValueError: If ``epochs`` or ``op_order`` is wrong.
     """
     if op_order not in ORDERS:
@@ -130,7 +130,7 @@ def import_log(path: Path, *, epochs: int, op_order: str, trial: str | None = No
 
 
 def _of_best(path: Path) -> Path:
-    """Return the log that a ``best.txt`` names; any other path unchanged."""
+    """Return the log named in a ``best.txt``; return any other path unchanged."""
     if path.is_dir():
         path = path / "best.txt"
     if path.name != "best.txt":
@@ -155,7 +155,7 @@ def _text(path: Path) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise SearchLogError(
-            path, [f"is no text ({error.reason} at byte {error.start}); is this a search log?"]
+            path, [f"is not text ({error.reason} at byte {error.start}); is this a search log?"]
         ) from error
     except ValueError as error:
         raise SearchLogError(path, ["is a pickled file, which is never opened; import the trial's .txt log"]) from error
@@ -164,7 +164,7 @@ def _text(path: Path) -> str:
 def _records(path: Path) -> list[Record]:
     lines = [(number, line) for number, line in enumerate(_text(path).splitlines(), 1) if line.strip()]
     if not lines:
-        raise SearchLogError(path, ["holds no record: a trial that never took over another's state has no log"])
+        raise SearchLogError(path, ["has no records: a trial that never copied another's state has no log"])
     faults: list[str] = []
     made = [_record(line, number, faults, is_last=number == lines[-1][0]) for number, line in lines]
     if faults:
@@ -178,7 +178,7 @@ def _record(line: str, number: int, faults: list[str], *, is_last: bool) -> Reco
     except ValueError:
         end = "; it is the last line: was the file cut off?" if is_last else ""
         faults.append(
-            f"line {number}: neither JSON nor a plain Python literal, starts {line[:40]!r}; nothing was run{end}"
+            f"line {number}: neither JSON nor a plain Python literal, starts with {line[:40]!r}; no code was run{end}"
         )
         return None
     if not isinstance(row, (list, tuple)) or len(row) != 6:
@@ -199,7 +199,7 @@ def _record(line: str, number: int, faults: list[str], *, is_last: bool) -> Reco
 
 
 def _literal(line: str) -> Any:
-    """Return the value of a line: JSON, else a Python literal. Raises ValueError for anything else."""
+    """Return the value of a line, JSON or a Python literal. Raises ValueError for anything else."""
     if len(line) > LONGEST_LINE:
         raise ValueError("too long")
     try:
@@ -209,7 +209,7 @@ def _literal(line: str) -> Any:
     try:
         return ast.literal_eval(line.strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
-        raise ValueError("no literal") from error
+        raise ValueError("not a literal") from error
 
 
 def _is_whole(value: object) -> bool:
@@ -248,19 +248,19 @@ def _lineage_of(path: Path, records: list[Record], trial: str) -> list[Record]:
         histories[record.target] = [*histories.get(record.clone, []), record]
     if trial not in histories:
         known = ", ".join(sorted(histories, key=lambda tag: (len(tag), tag)))
-        raise SearchLogError(path, [f"has no record of trial {trial!r}; trials that took over a state: {known}"])
+        raise SearchLogError(path, [f"has no record of trial {trial!r}; trials that copied a state: {known}"])
     return histories[trial]
 
 
 def _chain(path: Path, records: list[Record]) -> tuple[list[Record], int]:
-    """Leave out the stale beginning: all up to the last line whose target is not who the next line took over from."""
+    """Leave out the stale beginning: all lines up to the last one whose target is not the donor of the next line."""
     breaks = [index for index in range(len(records) - 1) if records[index].target != records[index + 1].clone]
     if len(breaks) > len(records) // 2 and len(records) > 2:
         raise SearchLogError(
             path,
             [
-                f"{len(breaks)} of {len(records)} lines do not continue the line before: this looks like a log of all "
-                "trials (pbt_global.txt); name the trial to follow with --trial"
+                f"{len(breaks)} of {len(records)} lines do not continue the line before; this looks like a log of all "
+                "trials (pbt_global.txt): choose the trial to follow with --trial"
             ],
         )
     first = breaks[-1] + 1 if breaks else 0
@@ -268,7 +268,7 @@ def _chain(path: Path, records: list[Record]) -> tuple[list[Record], int]:
 
 
 def _segments(path: Path, records: list[Record], epochs: int, order: tuple[str, ...]) -> tuple[Segment, ...]:
-    """Return the stretches between take-overs; the donors' epochs count, for theirs is the state that is kept."""
+    """Return the segments between copies, measured in the donors' epochs, since the donor's state is the one kept."""
     starts = [0, *(record.clone_epoch for record in records), epochs]
     policies = [records[0].old, *(record.new for record in records)]
     faults = [
@@ -279,7 +279,7 @@ def _segments(path: Path, records: list[Record], epochs: int, order: tuple[str, 
     if records[-1].clone_epoch > epochs:
         faults.append(
             f"line {records[-1].line}: epochs do not add up: continues at epoch {records[-1].clone_epoch} of a search "
-            f"of {epochs}; say how long the search was with --epochs"
+            f"of {epochs}; set the length of the search with --epochs"
         )
     if faults:
         raise SearchLogError(path, faults)
@@ -289,7 +289,7 @@ def _segments(path: Path, records: list[Record], epochs: int, order: tuple[str, 
 
 
 def _policy(integers: tuple[int, ...], order: tuple[str, ...]) -> Policy:
-    """Return a policy of 60 integers; operations that never fire are left out."""
+    """Return the policy of 60 integers; operations with probability 0 are left out."""
     names = order * COPIES
     pairs = zip(integers[::2], integers[1::2], strict=True)
     ops = (Op(name, chance / 10, level) for name, (chance, level) in zip(names, pairs, strict=True) if chance)
@@ -297,8 +297,8 @@ def _policy(integers: tuple[int, ...], order: tuple[str, ...]) -> Policy:
 
 
 def _notes(records: list[Record], dropped: int) -> tuple[str, ...]:
-    notes = [f"{dropped} lines of a stale beginning were left out"] if dropped else []
+    notes = [f"{dropped} stale lines at the beginning were left out"] if dropped else []
     odd = [str(after.line) for before, after in zip(records, records[1:], strict=False) if before.new != after.old]
     if odd:
-        notes.append(f"the donor's policy is not what its own record says in lines {', '.join(odd)}; `new` was taken")
+        notes.append(f"the donor's policy differs from its own record in lines {', '.join(odd)}; `new` was used")
     return tuple(notes)

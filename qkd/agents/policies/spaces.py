@@ -1,8 +1,8 @@
-"""The published operation spaces: which operations there are, and what their levels mean.
+"""The published operation spaces: their operations, and the meaning of the levels.
 
-Note: translations in pixels are published for images of 32x32 and more. PBA's grow and shrink with the side
+Note: translations in pixels are published for images of 32x32 and larger. PBA's scale with the side
 (`qkd.agents.policies.magnitudes`); TrivialAugment's 32 pixels shrink with sides below 32, so that an 8x8 digit stays
-in its frame as a 32x32 image does. RandAugment's are published as a share of the side.
+in its frame just like a 32x32 image. RandAugment's are published as a fraction of the side.
 
 References:
     PBA: Ho et al., arXiv 1905.05393, as the role-kd release (arXiv 2004.08861) uses it. RandAugment (Cubuk et al.,
@@ -49,10 +49,10 @@ class Space:
 
     Args:
         name: Shown in messages.
-        operations: What is drawn from, names of ``PBA_OPERATIONS`` or ``Identity``.
-        levels: How many there are, from 0.
-        meaning: ``(operation, level, sign, side)`` -> degrees counter-clockwise, pixels, pixels a pixel, factor, bits
-            that are kept, threshold, or side in pixels. ``side``: of the image along the operation's direction.
+        operations: Operations to draw from, names in ``PBA_OPERATIONS`` or ``Identity``.
+        levels: Number of levels, which start at 0.
+        meaning: ``(operation, level, sign, side)`` -> degrees counterclockwise, pixels, pixels per pixel, factor, bits
+            kept, threshold, or side in pixels. ``side`` is that of the image along the operation's direction.
     """
 
     name: str

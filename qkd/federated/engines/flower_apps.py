@@ -24,24 +24,24 @@ from qkd.progress import Progress
 from qkd.training import cpu_threads
 
 ARRAYS, METRICS, ORDER = "arrays", "metrics", "order"  # names of records in a message
-START_S, POLL_S = 120.0, 0.2  # how long clients may take to appear, and between two looks
-PARTITION = "partition-id"  # Flower's name of a client's number, in its simulation
+START_S, POLL_S = 120.0, 0.2  # time limit for clients to appear, and the polling interval
+PARTITION = "partition-id"  # Flower's key for a client's number, in its simulation
 
 
 def server_app(server: Server, progress: Progress, failures: list[BaseException]) -> ServerApp:
     """Return the app that runs the remaining rounds.
 
     Args:
-        server: Of the run.
+        server: The run's server.
         progress: Gets one line per round.
-        failures: Gets the error that ends it, which Flower would only log.
+        failures: Gets the error that ends the app, which Flower would only log.
     """
     app = ServerApp()
 
     @app.main()  # type: ignore[untyped-decorator]
     def main(grid: Grid, context: Context) -> None:  # noqa: ARG001
         try:
-            with cpu_threads(server.federation.config.threads or 1):  # Flower runs this in a thread of its own
+            with cpu_threads(server.federation.config.threads or 1):  # Flower runs this in a separate thread
                 rounds = server.rounds()
                 strategy = FlowerStrategy(
                     server, nodes_by_client(grid, server.federation.settings.clients), rounds.start
@@ -63,7 +63,7 @@ def client_app(config: str, answer: Answer) -> ClientApp:
     """Return the app of a client.
 
     Args:
-        config: The run's, as JSON.
+        config: The run's config, as JSON.
         answer: The function that does the work.
     """
     app = ClientApp()
@@ -102,7 +102,7 @@ class FlowerStrategy(FlowerBase):  # type: ignore[misc]
     Args:
         server: Holds the strategy, and the record of the rounds.
         nodes: Client -> Flower's number of its node.
-        first: Which of our rounds Flower's round 1 is: ours may begin with a calibration, or resume.
+        first: Our number of Flower's round 1, since our rounds may begin with a calibration, or resume.
     """
 
     def __init__(self, server: Server, nodes: Mapping[int, int], first: int) -> None:
@@ -133,7 +133,7 @@ class FlowerStrategy(FlowerBase):  # type: ignore[misc]
         return [self._message(order, MessageType.EVALUATE) for order in orders]
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Take the clients' scores."""
+        """Record the clients' scores."""
         self.server.aggregate_evaluate(self._ours(server_round), [self._reply(reply) for reply in replies])
         return None
 
@@ -141,7 +141,7 @@ class FlowerStrategy(FlowerBase):  # type: ignore[misc]
         """Print nothing, since the run has already introduced itself."""
 
     def close_round(self, server_round: int, progress: Progress) -> None:
-        """Score, record and save a round; Flower asks for round 0 before the first."""
+        """Score, record and save a round; Flower also calls this for round 0, before the first one."""
         if server_round:
             progress.say(self.server.close_round(self._ours(server_round)))
 
@@ -163,11 +163,11 @@ class FlowerStrategy(FlowerBase):  # type: ignore[misc]
 
 
 def nodes_by_client(grid: Grid, clients: int) -> dict[int, int]:
-    """Return Flower's number of each client's node: nodes are asked, since their order is Flower's.
+    """Return Flower's number of each client's node; nodes are queried, since Flower may order them in any way.
 
     Args:
-        grid: Flower's.
-        clients: How many there will be; the first moments there are fewer.
+        grid: Flower's grid.
+        clients: How many there will be; at first there are fewer.
 
     Raises:
         RuntimeError: If they do not appear, or one does not answer.
@@ -194,10 +194,10 @@ def order_of(message: Message, client: int) -> Order:
 
 
 def arrays_of(tensors: Mapping[str, Tensor]) -> ArrayRecord:
-    """Return tensors as Flower's record, bit for bit."""
+    """Return tensors as a Flower record, bit for bit."""
     return ArrayRecord({name: Array(tensor.detach().cpu().numpy()) for name, tensor in tensors.items()})
 
 
 def tensors_of(arrays: ArrayRecord) -> dict[str, Tensor]:
-    """Return the tensors of a record of Flower's."""
+    """Return the tensors of a Flower record."""
     return {name: torch.from_numpy(array.numpy().copy()) for name, array in arrays.items()}

@@ -1,4 +1,4 @@
-"""FedDistill: clients exchange the mean logits of each class, and follow those of all."""
+"""FedDistill: clients exchange the mean logits of each class, and learn from the mean over all clients."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ LOGITS, KNOWN, COUNTS = "class_logits", "class_known", "class_counts"
 
 
 class ClassLogits(Strategy):
-    """FedAvg whose clients also follow the mean logits that all clients had for a class in the round before.
+    """FedAvg whose clients also learn from the mean logits of each class over all clients in the round before.
 
-    Our reading: clients have equal weight however many images of a class they have, like devices in the paper; a
-    client's own logits remain in the mean, and weights are averaged, too (the paper exchanges only logits, which leaves
-    no global student to export).
+    Our reading: clients have equal weight, however many images of a class they have, like devices in the paper; a
+    client's own logits remain in the mean, and weights are averaged, too (the paper exchanges only logits, so there
+    would be no global student to export).
 
     References:
         Jeong et al., `Communication-Efficient On-Device Machine Learning <https://arxiv.org/abs/1811.11479>`_, 2018.
@@ -51,7 +51,7 @@ class ClassLogits(Strategy):
         return {LOGITS: self.logits, KNOWN: self.known}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put the mean logits back."""
+        """Restore the mean logits."""
         self.logits, self.known = tensors[LOGITS].clone(), tensors[KNOWN].clone()
 
 
@@ -74,5 +74,5 @@ class ClassLogitsObjective(Objective):
         return own + self.federation.settings.class_weight * class_logits_loss(logits, labels, rows, known)
 
     def report(self) -> dict[str, Tensor]:
-        """Return the mean logits of the round's steps, and how many images of each class they are of."""
+        """Return the mean logits over the round's steps, and the number of images of each class."""
         return {LOGITS: (self._sums / self._counts.clamp_min(1)[:, None]).float(), COUNTS: self._counts}

@@ -16,7 +16,7 @@ from qkd.losses import fedgen_client_loss, fedgen_generator_loss, fedgen_weight,
 from qkd.training.state import below, collect, fill, restore
 
 COUNTS = "label_counts"
-WEIGHT_DECAY = 1e-2  # of the generator's Adam, as released
+WEIGHT_DECAY = 1e-2  # of the generator's Adam, as in the released code
 
 
 class Latents(Strategy):
@@ -76,19 +76,19 @@ class Latents(Strategy):
         return collect(self.generator, self.optimizer, None)
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put generator and moments back."""
+        """Restore the generator and its optimizer's moments."""
         restore(tensors, self.generator, self.optimizer, None)
 
 
 def _worth_asking(counts: Tensor) -> Tensor:
-    """Return the classes of which some client has more than one image, as released; all there are, if none."""
+    """Return the classes of which some client has several images, as in the released code; if none, all present."""
     most = counts.amax(0)
     asked = (most > 1).nonzero().flatten()
     return asked if len(asked) else (most > 0).nonzero().flatten()
 
 
 class LatentsObjective(Objective):
-    """Cross-entropy of images and of latents, and the divergence from what latents of the same classes give."""
+    """Cross-entropy of images and of latents, and the divergence from the outputs for latents of the same classes."""
 
     def __init__(self, federation: Federation, net: nn.Module, order: Order) -> None:
         super().__init__(federation, net, order)

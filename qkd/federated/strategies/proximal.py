@@ -1,4 +1,4 @@
-"""FedProx: clients pay for every step away from the weights that the server sent."""
+"""FedProx: clients are penalized for moving away from the weights that the server sent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qkd.losses import proximal_loss
 
 
 class ProximalObjective(Objective):
-    """Cross-entropy and half of mu times the squared distance of the trained parameters from the server's.
+    """Cross-entropy plus mu / 2 times the squared distance of the trained parameters from the server's.
 
     References:
         Li et al., `Federated Optimization in Heterogeneous Networks <https://arxiv.org/abs/1812.06127>`_, 2020.

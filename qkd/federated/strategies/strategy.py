@@ -26,9 +26,9 @@ class Aggregate:
 
     Args:
         model: State of the global net.
-        weights: Client -> its share of the average.
-        dropped: Client -> why it has none.
-        metrics: Name -> number: means over the clients, and what the strategy adds.
+        weights: Client -> its weight in the average.
+        dropped: Client -> why it was left out.
+        metrics: Name -> number: means over the clients, and metrics of the strategy.
     """
 
     model: dict[str, Tensor]
@@ -38,11 +38,11 @@ class Aggregate:
 
 
 class Objective:
-    """What a client minimizes in a round: here the cross-entropy of its images.
+    """What a client minimizes in a round; in this base class, the cross-entropy of its images.
 
     Args:
         federation: The run.
-        net: The client's, with the global weights.
+        net: The client's net, with the global weights.
         order: What the server sent.
     """
 
@@ -55,7 +55,7 @@ class Objective:
         Args:
             logits: Of a batch of the client's images, in training mode.
             labels: Their classes.
-            step: Of the round, from 0.
+            step: Step of the round, from 0.
         """
         return cross_entropy_loss(logits, labels)
 
@@ -65,9 +65,9 @@ class Objective:
 
 
 class Strategy:
-    """The server side: which clients it asks, what it sends, and how it combines the answers. The base is FedAvg.
+    """The server side: which clients it asks, what it sends, and how it combines the replies. This base is FedAvg.
 
-    The four methods have the names of Flower's strategies (message API), with our values in place of its messages.
+    Its four main methods are named as in Flower's strategies (message API), with our values in place of its messages.
 
     Args:
         federation: The run.
@@ -79,10 +79,10 @@ class Strategy:
 
     def __init__(self, federation: Federation) -> None:
         self.federation = federation
-        self.net = federation.net()  # the server's own: decodes uploads, scores
+        self.net = federation.net()  # the server's own, to decode uploads and to score
         self.upload = federation.upload(self.net)
 
-    # what Flower's strategies have, too
+    # the same as in Flower's strategies
 
     def configure_train(self, server_round: int, model: State) -> list[Order]:
         """Return the orders to the clients of a round.
@@ -96,12 +96,12 @@ class Strategy:
         return [Order(client, task, server_round, tensors) for client in self.clients(server_round)]
 
     def aggregate_train(self, server_round: int, replies: Sequence[Reply]) -> Aggregate:
-        """Return the average of the clients' nets, weighted by their images; failed clients have no weight.
+        """Return the average of the clients' nets, weighted by their images; failed clients are left out.
 
         Raises:
             FederationError: If all of them failed.
         """
-        replies = sorted(replies, key=lambda reply: reply.client)  # sums do not depend on who answers first
+        replies = sorted(replies, key=lambda reply: reply.client)  # so that sums do not depend on the order of replies
         dropped = {reply.client: why for reply in replies if (why := self.fault(reply))}
         kept = [reply for reply in replies if reply.client not in dropped]
         if not kept:
@@ -116,7 +116,7 @@ class Strategy:
         return Aggregate(average_states(states, images), shares, dropped, metrics)
 
     def configure_evaluate(self, server_round: int, model: State) -> list[Order]:
-        """Return what clients are asked to score: those of the round that have validation images."""
+        """Return the orders to score the global net, for clients of the round that have validation images."""
         if not self.is_scored(server_round):
             return []
         asked = [client for client in self.clients(server_round) if len(self.federation.val_parts[client])]
@@ -131,15 +131,15 @@ class Strategy:
     # what a strategy may change
 
     def sent(self, server_round: int) -> dict[str, Tensor]:  # noqa: ARG002
-        """Return what clients get in addition to the global net."""
+        """Return what clients receive in addition to the global net."""
         return {}
 
     def learn(self, server_round: int, replies: Sequence[Reply], states: Sequence[State]) -> dict[str, float]:  # noqa: ARG002
-        """Learn from what clients sent, before it is averaged; return metrics.
+        """Learn from the clients' replies before they are averaged, and return metrics.
 
         Args:
             server_round: From 1.
-            replies: Of clients that did not fail, by client.
+            replies: Of the clients that did not fail, in the order of clients.
             states: Of their nets.
         """
         return {}
@@ -149,18 +149,18 @@ class Strategy:
         return {}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what :meth:`state` gave.
+        """Restore what :meth:`state` returned.
 
         Raises:
             ValueError: If it is another strategy's.
         """
         if tensors:
-            raise ValueError(f"a checkpoint holds {', '.join(sorted(tensors)[:3])}, which this strategy does not have")
+            raise ValueError(f"a checkpoint holds {', '.join(sorted(tensors)[:3])}, which this strategy does not use")
 
-    # for all of them
+    # shared by all strategies
 
     def clients(self, server_round: int) -> list[int]:
-        """Return the clients of a round, ascending: drawn afresh in each."""
+        """Return the clients of a round, ascending; each round draws its own."""
         settings = self.federation.settings
         count = settings.clients_per_round or settings.clients
         order = torch.randperm(settings.clients, generator=self.federation.stream("clients", server_round))

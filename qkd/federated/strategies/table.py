@@ -1,4 +1,4 @@
-"""The strategies by name, each with its server side and its client side."""
+"""The strategies by name, each with a server side and a client side."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The step of MetaDistil: assume a step of the student, teach the teacher by a quiz, then take the step for real."""
+"""The step of MetaDistil: simulate a step of the student, update the teacher on a quiz, then take the real step."""
 
 from __future__ import annotations
 
@@ -38,28 +38,27 @@ class MetaRates:
 class MetaStep(DistillStep):
     """A training step for a student whose teacher learns, too.
 
-    1. *Assume*: what would the student's weights be after one step of gradient descent on this batch? The student
+    1. *Assume*: compute the student's weights after one step of gradient descent on this batch. The student
        itself, its batch-norm statistics and the random numbers of the step do not change.
-    2. *Teach*: cross-entropy of that student on a batch of the quiz; its gradient with respect to the teacher's
-    weights updates
-       the teacher, with its own optimizer.
-    3. *Pilot*: an ordinary distillation step on the same batch, with the updated teacher.
+    2. *Teach*: compute the cross-entropy of that student on a batch of the quiz. Its gradient with respect to the
+       teacher's weights updates the teacher, with its own optimizer.
+    3. *Pilot*: take an ordinary distillation step on the same batch, with the updated teacher.
 
     Deviation: the teacher is in eval mode throughout, so that its batch-norm statistics do not change; the released
     code has it in train mode while it is taught. The assumed student is in the same mode
-    as the student. Reduced precision is off except for the pilot.
+    as the student. Reduced precision is off except in the pilot step.
 
     Args:
-        student: Gives logits ``[batch, classes]``.
-        teacher: The same; it is taught.
+        student: Returns logits ``[batch, classes]``.
+        teacher: Likewise; it is updated.
         terms: The loss; at least one term reads the teacher.
-        quiz: Gives normalized images and labels of the quiz for an epoch and a step.
-        rates: Gives the learning rates for a batch.
+        quiz: Returns normalized images and labels of the quiz for an epoch and a step.
+        rates: Returns the learning rates for a batch.
         optimizer: Optimizer of the teacher's parameters; its learning rate is set at every step.
         order: How the quiz's gradient is computed; see :func:`~qkd.methods.meta_distil.gradient.meta_gradient`.
-        scales: Gives the step sizes of quantizers among the student's weights; called at the first step.
+        scales: Returns the step sizes of quantizers among the student's weights; called at the first step.
         scale_lr_factor: Factor on ``inner_lr`` for those.
-        view: Gives the teacher's images for a batch (normalized float32); the student's own if None.
+        view: Returns the teacher's images for a batch (normalized float32); the student's own if None.
         tap_paths: Float module path -> path within the student.
         first_epoch: Epoch of the training in which the phase begins.
 
@@ -111,7 +110,7 @@ class MetaStep(DistillStep):
         return dataclasses.replace(result, facts={**result.facts, "quiz_loss": found.quiz_loss})
 
     def gradient(self, batch: Batch, inner_lr: float) -> MetaGradient:
-        """Return the quiz loss after an assumed step, and its gradient for the teacher's parameters. Changes nothing.
+        """Return the quiz loss after an assumed step, and its gradient for the teacher's parameters; change nothing.
 
         Args:
             batch: The batch of the assumed step.
@@ -146,7 +145,7 @@ class MetaStep(DistillStep):
         return self._lr_factors
 
     def _assumed(self, weights: Mapping[str, Tensor], images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return logits and features of the student with other weights; it keeps its own, and its statistics."""
+        """Return logits and features of the student with other weights; its own and its statistics do not change."""
         buffers = {name: buffer.clone() for name, buffer in self._student.named_buffers()}
         with _kept_random_state(images.device):  # so that the pilot has the same dropout as the assumed step
             logits = functional_call(self._student, {**weights, **buffers}, (images,))
@@ -171,7 +170,7 @@ class MetaStep(DistillStep):
             raise TrainingError(
                 f"the quiz gradient with respect to the teacher is not finite at epoch {batch.epoch + 1}, "
                 f"step {batch.step + 1}: quiz loss {float(found.quiz_loss):.6g}, gradient norm {float(norm):.6g}; "
-                f"lower meta.inner_lr or meta.teacher_lr, under another name",
+                f"lower meta.inner_lr or meta.teacher_lr, and give the run another name",
                 epoch=batch.epoch + 1,
                 step=batch.step + 1,
                 term="quiz",

@@ -14,23 +14,23 @@ from qkd.image_size import ImageSize, height_width, size_text
 from qkd.nets.own.spelling import NetSpelling
 from quantizers.modes import evaluating
 
-FACTS = {  # what a net is built for -> names that builders have for it, the usual ones
+FACTS = {  # what a net is built for -> the usual names of the builder's parameter
     "classes": ("classes", "num_classes", "n_classes"),
     "channels": ("channels", "in_channels", "in_chans", "num_channels"),
     "image_size": ("image_size", "img_size", "input_size"),
 }
-_checked: set[tuple[str, ...]] = set()  # nets of this process that gave what they should
+_checked: set[tuple[str, ...]] = set()  # nets that passed the check in this process
 
 
 def build_own(net: NetSpelling, *, classes: int, channels: int, image_size: ImageSize) -> nn.Module:
     """Call a user's function or class, and check the result.
 
-    It is called with its options. It also gets those of ``classes``, ``channels`` and ``image_size`` that its signature
-    names (under the usual names: ``num_classes``, ``in_channels``, ``img_size``, ...) and the options do not set.
+    It is called with its options. It also gets ``classes``, ``channels`` and ``image_size`` if its signature has them
+    (under the usual names: ``num_classes``, ``in_channels``, ``img_size``, ...) and the options do not set them.
 
     Args:
-        net: Which.
-        classes: Outputs.
+        net: Which net.
+        classes: Number of outputs.
         channels: Channels of the image.
         image_size: In pixels.
 
@@ -39,13 +39,15 @@ def build_own(net: NetSpelling, *, classes: int, channels: int, image_size: Imag
     """
     try:
         builder: Callable[..., Any] = load_place(net.name)
-    except Exception as error:  # the code is the person's: whatever it raises is what is wrong with it
+    except Exception as error:  # the user's code can raise anything, which is then reported
         raise ValueError(f"net {net.title}: cannot be loaded: {type(error).__name__}: {error}") from error
     if not callable(builder):
-        raise ValueError(f"net {net.title}: is a {type(builder).__name__}, not a function or class that builds a net")
+        raise ValueError(
+            f"net {net.title}: has type {type(builder).__name__}, but must be a function or class that builds a net"
+        )
     if isinstance(builder, nn.Module):
         kind = type(builder).__name__
-        raise ValueError(f"net {net.title}: is an instance of {kind}, a net that is built already; name the class "
+        raise ValueError(f"net {net.title}: is an instance of {kind}, a net that is already built; name the class "
                          f"{kind}, or a function that returns a new one")  # fmt: skip
     facts = {"classes": classes, "channels": channels, "image_size": image_size}
     given = {**_wanted(builder, facts, net.options), **net.options}
@@ -57,7 +59,7 @@ def build_own(net: NetSpelling, *, classes: int, channels: int, image_size: Imag
         raise ValueError(f"net {net.title}: building it with ({words}) failed: {type(error).__name__}: {error}; "
                          "`net_options` are its keyword arguments") from error  # fmt: skip
     if not isinstance(made, nn.Module):
-        raise ValueError(f"net {net.title}: returns a {type(made).__name__}, not a torch.nn.Module")
+        raise ValueError(f"net {net.title}: returns {type(made).__name__}, not a torch.nn.Module")
     _check_logits(net, made.train(), classes, channels, image_size)
     return made
 
@@ -88,9 +90,9 @@ def _check_logits(net: NetSpelling, made: nn.Module, classes: int, channels: int
         except Exception as error:
             raise ValueError(f"net {net.title}: cannot take {what}: {type(error).__name__}: {error}") from error
     if not isinstance(logits, Tensor) or tuple(logits.shape) != (2, classes):
-        found = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        found = list(logits.shape) if isinstance(logits, Tensor) else f"type {type(logits).__name__}"
         raise ValueError(
             f"net {net.title}: must return logits [batch, {classes}] for {what}, got {found} for a batch of 2; give "
-            f"its builder a parameter `num_classes`, which is filled in, or set `net_options`"
+            f"its builder a parameter `num_classes`, which is set automatically, or set `net_options`"
         )
     _checked.add(key)

@@ -13,15 +13,15 @@ from qkd.moved import FREE_FORM
 from qkd.nets.own.spelling import parse_net, with_file
 
 FOLDER = "nets"  # in a run folder
-_DIGITS = 12  # of the hash in a name: enough to tell versions of one file apart
+_DIGITS = 12  # of the hash in a name: enough to distinguish versions of one file
 _KEPT = re.compile(rf"(?:^|.*/)({FOLDER}/[^/]+-[0-9a-f]{{{_DIGITS}}}/[^/]+\.py)")
-_UP = 6  # folders above a file of weights that are looked at for the run's
+_UP = 6  # folders above a weights file in which to look for the run's copies
 
-ROLES = ("teacher", "student")  # groups of a config that name nets, at whatever depth, each under the key `net`
+ROLES = ("teacher", "student")  # groups of a config that name nets under the key `net`, at any depth
 
 
 def change_nets(data: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
-    """Return raw config data with each net changed; what is no text is left to the schema."""
+    """Return raw config data with each net changed; values that are not text are left to the schema."""
     return {key: _changed(value, change) if key in ROLES else value for key, value in data.items()}
 
 
@@ -29,22 +29,22 @@ def resolved_nets(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Return raw config data in which the files of nets are absolute.
 
     Args:
-        data: As a file holds it.
-        folder: That relative paths begin at: the config's own.
+        data: As in a config file.
+        folder: What relative paths are relative to: the config's own folder.
     """
     base = Path(folder).resolve()
     return change_nets(data, lambda net: with_file(net, lambda file: base / file))
 
 
 def keep_net(net: str, folder: Path) -> str:
-    """Copy the file of a net, and what it imports from beside it, into a run folder.
+    """Copy the file of a net, and the modules that it imports from its own folder, into a run folder.
 
     Args:
-        net: As a config spells it; one that is no file stays the same.
+        net: As a config spells it; a net that is not in a file is returned unchanged.
         folder: The run folder.
 
     Returns:
-        The net, with the copy as its file.
+        The net with the copy as its file.
 
     Raises:
         ValueError: If the file is not Python.
@@ -63,7 +63,7 @@ def keep_net(net: str, folder: Path) -> str:
 
 
 def portable_net(net: str) -> str:
-    """Return a net as files of a run hold it: its copy relative to the run folder, whatever that is called."""
+    """Return a net as files of a run spell it: its copy relative to the run folder, so that the run can be moved."""
 
     def relative(file: Path) -> Path:
         match = _KEPT.fullmatch(file.as_posix())
@@ -73,10 +73,10 @@ def portable_net(net: str) -> str:
 
 
 def located_net(net: str, near: Path) -> str:
-    """Return a net that a file of a run names, with the copy in that run's folder as its file.
+    """Return a net named in a file of a run, with the copy in that run's folder as its file.
 
     Args:
-        net: As :func:`portable_net` gives it.
+        net: As returned by :func:`portable_net`.
         near: The file that names it.
     """
 
@@ -88,7 +88,7 @@ def located_net(net: str, near: Path) -> str:
 
 
 def kept_files(net: str) -> list[Path]:
-    """Return the files of a net's copy in a run folder; none where it has no copy."""
+    """Return the files of a net's copy in a run folder; empty if it has no copy."""
     name = parse_net(net).name
     file = file_of(name) if ":" in name else None
     if file is None or _KEPT.fullmatch(file.as_posix()) is None:
@@ -97,7 +97,7 @@ def kept_files(net: str) -> list[Path]:
 
 
 def module_hash(net: str) -> str | None:
-    """Return the SHA-256 of the module that ``package.module:name`` is in; None where a net is none of these."""
+    """Return the SHA-256 of the module of ``package.module:name``; None if the net is not spelled that way."""
     spelling = parse_net(net)
     if not spelling.is_own or file_of(spelling.name) is not None:
         return None

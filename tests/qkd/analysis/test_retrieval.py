@@ -165,7 +165,7 @@ def test_as_many_distances_are_held_as_are_allowed() -> None:
         ({"query_labels": torch.zeros(3)}, "queries needs features"),
         ({"queries": torch.zeros(2, 3)}, r"must have one size, got \(2,\) and \(3,\)"),
         ({"database": torch.full((4, 2), torch.nan)}, "features of the database are not all finite"),
-        ({"query_labels": torch.tensor([0, 9])}, r"classes \[9\] is in the database"),
+        ({"query_labels": torch.tensor([0, 9])}, r"the database has no images of the queries' classes \[9\]"),
     ],
 )
 def test_what_is_refused(changes: dict[str, Any], message: str) -> None:

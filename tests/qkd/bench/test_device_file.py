@@ -61,7 +61,7 @@ def test_names_and_addresses_are_resolved_in_order(file: Path) -> None:
         ("device: {}", ["devices: missing", "device: unknown key; did you mean `devices`?"]),
         ("devices: {a: local}", ["devices.a: must be"]),
         ("- a", ["holds a list of 1"]),
-        ("devices: {a: {address: local}, a: {address: local}}", ["key `a` again"]),
+        ("devices: {a: {address: local}, a: {address: local}}", ["repeated key `a`"]),
         ("", ["is empty"]),
     ],
 )  # fmt: skip

@@ -98,14 +98,15 @@ def test_repeated_keys_are_errors_with_their_lines() -> None:
     with pytest.raises(YamlError) as caught:
         parse_yaml("a: 1\nb: {c: 1, c: 2}\na: 3\n")
     assert set(caught.value.faults) == {
-        "line 3: key `a` again; it is on line 1 too",
-        "line 2: key `c` again; it is on line 2 too",
+        "line 3: repeated key `a`, also on line 1",
+        "line 2: repeated key `c`, also on line 2",
     }
 
 
 @pytest.mark.parametrize(
     ("text", "part"),
-    [("a: [1", "line 1"), ("a: 1\n---\nb: 2", "document"), ("!!python/object/apply:os.getcwd []", "not YAML"),
+    [("a: [1", "line 1"), ("a: 1\n---\nb: 2", "document"),
+     ("!!python/object/apply:os.getcwd []", "not plain YAML data"),
      ("? [1, 2]\n: 3", "a key must be a word"), ("a: &x [*x]", "recursive"), ("\tx: 1", "line 1")],
 )  # fmt: skip
 def test_what_is_not_plain_yaml_is_refused(text: str, part: str) -> None:

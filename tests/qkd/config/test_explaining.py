@@ -30,7 +30,11 @@ def test_every_key_has_a_sentence_and_a_default_or_must_be_given() -> None:
 def test_a_part_or_one_key(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", "--explain", "data.resize"]) == 0
     text = capsys.readouterr().out
-    assert text.startswith("data.resize = crop\n") and "pad: fit, on black" in text and "resize_size" not in text
+    assert (
+        text.startswith("data.resize = crop\n")
+        and "pad: fit inside, with black borders" in text
+        and "resize_size" not in text
+    )
     assert main(["show", "--explain", "student.terms", "--json"]) == 0
     assert "student.terms[].weight" in {row["key"] for row in json.loads(capsys.readouterr().out)}
     assert main(["show", "--explain", "epochs"]) == 2

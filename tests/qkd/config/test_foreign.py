@@ -37,7 +37,7 @@ def test_pretrained_is_told_the_real_way() -> None:
     [
         ("arch", "`net`"),
         ("Num-Classes", "come from the data set"),
-        ("resume", "the same command again"),
+        ("resume", "repeat the command with the same name"),
         ("gpus", "`device`"),
     ],
 )

@@ -218,7 +218,7 @@ def test_mean_logits_are_of_those_who_have_the_class(data: Path) -> None:
 def test_a_checkpoint_of_another_strategy_is_refused(data: Path, tmp_path: Path) -> None:
     trained(tiny_federated(data, "feddistill", precision="float", rounds=1), tmp_path)
     server = server_of(tiny_federated(data, "fedavg", precision="float", rounds=2), tmp_path)
-    with pytest.raises(ValueError, match="class_known, class_logits, which this strategy does not have"):
+    with pytest.raises(ValueError, match="class_known, class_logits, which this strategy does not use"):
         server.resume()
 
 

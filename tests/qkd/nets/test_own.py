@@ -82,11 +82,11 @@ def test_two_files_with_a_module_of_one_name_beside_them_do_not_meet(home: Path)
     [
         ("mynet.py:Fixed", r"must return logits \[batch, 5\] for 1 x 8x8 images, got \[2, 7\]"),
         ("mynet.py:broken", "failed: RuntimeError: no such luck"),
-        ("mynet.py:words", "returns a str, not a torch.nn.Module"),
-        ("mynet.py:number", "is a int, not a function or class"),
+        ("mynet.py:words", "returns str, not a torch.nn.Module"),
+        ("mynet.py:number", "has type int, but must be a function or class"),
         (
             "mynet.py:instance",
-            "is an instance of Fixed, a net that is built already; name the class Fixed, or a ",
+            "is an instance of Fixed, a net that is already built; name the class Fixed, or a ",
         ),
         ("mynet.py:nothing", "cannot be loaded: AttributeError"),
         ("gone.py:build", "cannot be loaded: ImportError: .*no such file"),

@@ -127,7 +127,7 @@ def test_a_prefix_that_does_not_make_all_names_fit_is_not_stripped(tmp_path: Pat
     [
         (b"", "it is empty"),
         (b"\x89HDF\r\n\x1a\n" + bytes(40), "it looks like an HDF5 file"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
         (b"<!DOCTYPE html><html>not found</html>", "it looks like a web page"),
         (b"\x08\x07\x12\x07pytorch", "its kind is unknown"),
     ],
@@ -135,7 +135,7 @@ def test_a_prefix_that_does_not_make_all_names_fit_is_not_stripped(tmp_path: Pat
 def test_other_kinds_of_files_are_told(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "w.pth").write_bytes(content)
     text = refusal(net(), tmp_path / "w.pth")
-    assert message in text and "needs safetensors or torch.save's" in text
+    assert message in text and "needs safetensors or torch.save format" in text
 
 
 def test_the_class_of_a_refused_object_is_named(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_missing_unexpected_and_ill_shaped_keys_are_listed(tmp_path: Path) -> No
     save_weights(net("resnet20", channels=3), tmp_path / "w.safetensors")
     text = refusal(net("resnet8"), tmp_path / "w.safetensors")
     assert "unexpected in the file (" in text and "layer1.1.bn1.bias" in text
-    assert "of another shape (1): conv1.weight [16, 3, 3, 3] instead of [16, 1, 3, 3]" in text
+    assert "wrong shape (1): conv1.weight [16, 3, 3, 3] instead of [16, 1, 3, 3]" in text
     save_weights(net("resnet8"), tmp_path / "w.safetensors")
     text = refusal(net("resnet20"), tmp_path / "w.safetensors")
     assert "missing in the file (" in text and "more" in text and "head" not in text

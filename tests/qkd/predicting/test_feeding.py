@@ -154,7 +154,7 @@ def test_an_image_of_another_size_is_resized_as_in_training(
 def test_a_resize_rule_that_is_not_known_is_named(tmp_path: Path, rule: str) -> None:
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "a.png")
     facts = {"input_mean": [0.5], "input_std": [0.5], "input_size": [8, 8], "resize": rule}
-    with pytest.raises(InputError, match="resize rule .* is not known"):
+    with pytest.raises(InputError, match="resize rule .* is unknown to this version"):
         program.read_image(str(tmp_path / "a.png"), facts)
 
 
@@ -162,7 +162,7 @@ def test_a_folder_means_the_images_in_it(run: RunFolder, tmp_path: Path, capsys:
     folder = tmp_path / "photos"
     (folder / "below.png").mkdir(parents=True)
     assert main(["predict", str(run.path), str(folder)]) == 2
-    assert "photos: a folder that holds no image files itself (.bmp," in capsys.readouterr().err
+    assert "photos: the folder has no image files directly in it (.bmp," in capsys.readouterr().err
     for name in ("b.PNG", "a.png", ".hidden.png", "notes.txt"):
         Image.fromarray(np.zeros((9, 9), np.uint8)).save(folder / name, format="PNG")
     assert main(["predict", str(run.path), str(folder), "--json"]) == 0

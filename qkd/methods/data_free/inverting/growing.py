@@ -54,7 +54,7 @@ class Grown(nn.Module):
 class GrowingPool:
     """Inverted images, the later ones made against the student.
 
-    The first tenth, at least one batch, is made without it and also calibrates it.
+    The first tenth, at least one batch, is made without the student and also calibrates it.
 
     Args:
         teacher: Frozen, with everything that the method reads.
@@ -106,7 +106,7 @@ class GrowingPool:
         return self._pool.draw(count, generator)
 
     def settle_in(self, folder: Path) -> None:
-        """Set the folder of its batches. A resumed training has the files of those already made.
+        """Set the folder of the batches. When training is resumed, it has the files of those already made.
 
         Args:
             folder: Folder of the training.
@@ -114,10 +114,10 @@ class GrowingPool:
         self.files = BatchFiles(make_folder(folder / FOLDER), self.count)
 
     def grow(self, due: int) -> None:
-        """Make the batches that are due by now, and read those made before an interruption.
+        """Make the batches that are due, and read those made before an interruption.
 
         Args:
-            due: Batches in all.
+            due: Total number of batches that should exist.
 
         Raises:
             FileNotFoundError: If the file of a finished batch is missing.
@@ -177,13 +177,13 @@ class GrowingPool:
 
 
 class GrowingSource(MadeSource):
-    """Batches of a pool that grows evenly over the training, so that the last batch is in use as long as any other.
+    """Batches of a pool that grows evenly over the training, so that every batch is the newest for equally long.
 
     A batch of the pool is made after the previous student step (and checkpoint), so that a resumed training
     makes it again against the same student.
 
     Args:
-        job: Its seed, role, agent, device and folder.
+        job: Provides seed, role, agent, device and folder.
         pool: The pool.
         images: Images per epoch.
         agent: Agent of the student.

@@ -1,4 +1,4 @@
-"""A pool of inverted images on disk: one file per batch, made in order, so that it can resume after an interruption."""
+"""A pool of inverted images on disk: one file per batch, made in order, so that an interrupted pool can resume."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class BatchFiles:
         write_arrays(self.files[index], images=made.images.cpu().numpy(), loss=np.float64(made.loss), **facts, **state)
 
     def state(self, index: int) -> dict[str, np.ndarray]:
-        """Return the state that a batch continues from, always read from files: the last state, the latest features."""
+        """Return the state that a batch continues from, always read from files: the last state and latest features."""
         files = self.files[:index]
         last = _state_of(files[-1]) if files else {}
         if not set(BANKS) <= set(last):
@@ -71,7 +71,7 @@ class PoolRole:
     """The inverted images of a run.
 
     Args:
-        context: The run; the student's teachers are trained already.
+        context: The run; the student's teachers are already trained.
         settings: The config's ``student.data_free``.
     """
 
@@ -96,7 +96,7 @@ class PoolRole:
         """Load the teacher.
 
         Raises:
-            FileNotFoundError: If what it learns from does not exist yet.
+            FileNotFoundError: If the teacher does not exist yet.
             ValueError: If the teacher's file is damaged.
         """
         context = self.context
@@ -111,7 +111,7 @@ class PoolRole:
         )
 
     def _save(self, teacher: Watched) -> list[Path]:
-        """Make the batches that are missing; return all files."""
+        """Make the missing batches, and return all files."""
         make_folder(self.place)
         self._hold_origin()
         settings, files = self.settings, self.files()

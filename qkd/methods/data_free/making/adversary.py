@@ -22,7 +22,7 @@ from qkd.seeding import derive, stream
 from qkd.training.finite import TrainingError
 from qkd.training.job import Batch, Job
 
-SAME_LATENTS = {"zskt"}  # the student's steps see the latents that the generator's step saw
+SAME_LATENTS = {"zskt"}  # methods whose student steps use the latents of the generator's step
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Move:
 
     Args:
         loss: Shape ``[]``.
-        images: The images that it was computed on, made before it.
+        images: The images that the loss was computed on, made before the step.
     """
 
     loss: Tensor
@@ -93,7 +93,7 @@ class Adversary:
         self.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             told = loss if answer is None or answer.low_bit is answer.logits else self._loss(moment, answer.low_bit)
-            # shown with every step until the next update, also by a resumed training
+            # shown with every step until the next update, also when training is resumed
             self.net.references.copy_(torch.stack((loss.detach(), told.detach())))
         return Move(loss.detach(), images.detach())
 
@@ -105,15 +105,15 @@ class Adversary:
 class AdversarialSource(MadeSource):
     """Images of a generator that learns with the student: one step before every ``student_steps`` student steps.
 
-    If both learn jointly (DAFL as published), it takes one before each, and the student learns from
-    the same images: the sum of both losses, back-propagated once, has the same two gradients, since the generator's
-    loss does not read the student, and the images are constants to the student's.
+    If both learn jointly (DAFL as published), the generator takes one step before each student step, and the student
+    learns from the same images. Back-propagating the sum of both losses once gives the same two gradients, since the
+    generator's loss does not read the student, and the images are constants in the student's loss.
 
     A batch is made when the loop requests it, after the previous step (and checkpoint), so that a resumed training
     finds the generator unchanged.
 
     Args:
-        job: Its seed, role, agent and device.
+        job: Provides seed, role, agent and device.
         adversary: The generator.
         images: Images per epoch.
         agent: Agent of the student.
@@ -142,7 +142,7 @@ class AdversarialSource(MadeSource):
             yield replace(next(made), facts=self._adversary.facts)
 
     def drawn(self, epoch: int, step: int, count: int) -> tuple[Tensor, Tensor | None]:
-        """Return the images of a batch: of its own latents, of the generator's step's latents, or of that step."""
+        """Return a batch's images: from its own latents, from those of the generator's step, or that step's images."""
         if self._joint_images is not None:
             return self._joint_images[:count], None
         place = step // self._every if self._adversary.settings.method in SAME_LATENTS else step
@@ -159,7 +159,7 @@ class AdversarialSource(MadeSource):
         if not bool(torch.isfinite(move.loss)):
             raise TrainingError(
                 f"{self._job.role}: the generator's loss is {float(move.loss)} at epoch {epoch + 1}, step {step + 1}; "
-                f"lower student.data_free.lr or its weights, under another name",
+                f"lower student.data_free.lr or its weights, and give the run another name",
                 epoch=epoch + 1,
                 step=step + 1,
             )

@@ -63,7 +63,7 @@ def test_a_stale_beginning_is_left_out(tmp_path: Path) -> None:
     stale = [["9", "1", 3, 3, ZEROS, C], ["4", "9", 6, 6, C, B]]  # 4 is not who the next line took over from
     imported = import_log(write(tmp_path / "log.txt", [*stale, *CHAIN]), epochs=200, op_order="py2")
     assert imported.schedule == import_log(write(tmp_path / "b.txt", CHAIN), epochs=200, op_order="py2").schedule
-    assert imported.dropped == 2 and "2 lines of a stale beginning" in imported.notes[0]
+    assert imported.dropped == 2 and "2 stale lines at the beginning" in imported.notes[0]
 
 
 def test_the_order_of_operations_decides_what_the_integers_mean(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_foreign_python_is_refused_and_never_run(line: str, tmp_path: Path) -> N
     mark = tmp_path / "was_run"
     log = tmp_path / "log.txt"
     log.write_text(json.dumps(CHAIN[0]) + "\n" + line.replace("{mark}", str(mark)) + "\n")
-    with pytest.raises(SearchLogError, match="line 2: .*nothing was run"):
+    with pytest.raises(SearchLogError, match="line 2: .*no code was run"):
         import_log(log, epochs=200, op_order="py2")
     assert not mark.exists()
 
@@ -187,7 +187,7 @@ def test_all_faults_come_at_once(tmp_path: Path) -> None:
 def test_empty_missing_and_binary_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n\n")
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
-    for name, message in (("empty", "no record"), ("absent", "cannot be read"), ("binary", "is no text")):
+    for name, message in (("empty", "has no records"), ("absent", "cannot be read"), ("binary", "is not text")):
         with pytest.raises(SearchLogError, match=message):
             import_log(tmp_path / f"{name}.txt", epochs=200, op_order="py2")
 

@@ -263,11 +263,14 @@ def test_no_kinds_are_left_where_the_float_student_has_no_share() -> None:
 @pytest.mark.parametrize(
     ("values", "match"),
     [
-        ({"method": "procedural", "procedural_share": 0.5}, "whole batches of them; leave `procedural_share` out"),
+        (
+            {"method": "procedural", "procedural_share": 0.5},
+            "all images are procedural; leave `procedural_share` out",
+        ),
         ({"method": "procedural", "float_procedural_share": 0.5}, "leave `float_procedural_share` out"),
         ({"method": "procedural", "lr": 0.5}, "`procedural` .procedural. does not read 'lr'"),
         ({"procedural_kinds": ["strokes"]}, "`procedural_kinds` is for method `procedural`, or for a"),
-        ({"method": "procedural", "procedural_kinds": ["fields", "fields"]}, "names one twice: fields, fields"),
+        ({"method": "procedural", "procedural_kinds": ["fields", "fields"]}, "has duplicates: fields, fields"),
         ({"method": "procedural", "procedural_kinds": []}, "at least 1 item"),
         ({"method": "procedural", "procedural_kinds": ["clouds"]}, "'fields', 'windows', 'shapes' or 'strokes'"),
         ({"procedural_share": 1.0}, "less than 1"),

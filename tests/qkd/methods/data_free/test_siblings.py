@@ -70,7 +70,7 @@ def test_the_same_command_with_other_widths_makes_a_student_and_no_generator(
     trained.clear()
     assert main([*words, "student.quant.weight_bits=2"]) == 0
     assert set(trained) == {"student"}, "no step of a teacher, a generator or a float student"
-    assert "first has a student of other widths; this one is" in capsys.readouterr().err
+    assert "first has a student of other widths; this one goes to" in capsys.readouterr().err
     assert sha256_of(first / "student" / "weights.safetensors") == weights, "the first student is there as it was"
     assert stored_config(first).student.quant.weight_bits == 4
     assert stored_config(second).student.quant.weight_bits == 2
@@ -119,9 +119,7 @@ def test_a_generator_that_is_not_finished_is_not_trained_twice(
     with run_tiny(first, tmp_path, "teacher", "search"):
         pass
     other = config_of("rdskd", {"name": "first", "student.quant.act_bits": 2})
-    with pytest.raises(
-        UsageError, match=r"not all of it is finished: generator \(not run\); finish it first with `qkd"
-    ):
+    with pytest.raises(UsageError, match=r"they are not finished: generator \(not run\); finish them first with `qkd"):
         beside(other, tmp_path, Silent())
 
 

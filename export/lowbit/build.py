@@ -28,6 +28,10 @@ AVX512 = (
 )
 INSTRUCTION_SETS = {"amx": (*AVX512, "-mgfni"), "avx512": AVX512, "avx2": ("-mavx2", "-mfma")}
 OPTIONAL_FLAGS = {"amx": ("-mamx-tile", "-mamx-int8")}  # GCC 11 and Clang 12 know them; without them, there is no AMX
+PROBE = """#if defined(__AMX_INT8__)
+void probe() { __asm__ volatile("tdpbusd %tmm2, %tmm1, %tmm0\\n\\ttilerelease"); }
+#endif
+"""
 LONGEST_COMPILATION_S = 900  # the first time, a cross-compiler also compiles the C++ runtime of the target
 
 
@@ -134,10 +138,10 @@ def _fingerprint(toolchain: Toolchain) -> str:
 
 @functools.cache
 def _knows(command: tuple[str, ...], flags: tuple[str, ...]) -> bool:
-    """Return whether a compiler accepts these flags."""
+    """Return whether a compiler accepts these flags, and its assembler what the flags are for."""
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "nothing.cc"  # not os.devnull: some compilers cannot read it
-        source.touch()
+        source = Path(folder) / "probe.cc"
+        source.write_text(PROBE)
         words = [*command, *flags, "-c", str(source), "-o", str(source.with_suffix(".o"))]
         try:
             return (

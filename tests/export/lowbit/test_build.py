@@ -126,13 +126,43 @@ def test_instruction_sets_leak_no_functions(tmp_path: Path) -> None:
     if nm is None:
         pytest.skip("no nm")
     build.compile_library(build.host_toolchain(), tmp_path)
-    objects = sorted(tmp_path.glob("avx*.o"))
-    assert objects
+    objects = sorted([*tmp_path.glob("amx*.o"), *tmp_path.glob("avx*.o")])
+    assert len(objects) > 5
     for path in objects:
         symbols = subprocess.run(
             [nm, "-C", "--defined-only", str(path)], capture_output=True, text=True, check=True
         ).stdout
-        assert not re.findall(r"^\S+ [WVu] .*$", symbols, re.M), path.name
+        shared = [name for name in re.findall(r"^\S+ [WVu] (.*)$", symbols, re.M) if not name.startswith("DW.ref.")]
+        assert not shared, (path.name, shared)  # DW.ref.: pointers, not code
+
+
+DESCRIBE = """#include <cstdio>
+#include <dlfcn.h>
+int main(int, char** words) {
+    void* const library = dlopen(words[1], RTLD_NOW);
+    std::puts(reinterpret_cast<const char* (*)()>(dlsym(library, "lowbit_describe"))());
+}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processor", "kernels"), [("Haswell", "avx2"), ("Nehalem", "")])
+def test_older_processors_load_the_library(processor: str, kernels: str, tmp_path: Path) -> None:
+    """Nothing that is compiled for newer ones may run before the processor is asked."""
+    if build.host_toolchain().machine != "x86_64":
+        pytest.skip("for x86-64")
+    emulator = "usr/bin/qemu-x86_64-static"
+    root = emulation.fetch().debian("qemu-x86_64", "amd64", "bookworm", ("qemu-user-static",), only=emulator)
+    library = build.built_library(build.host_toolchain())
+    (tmp_path / "describe.cc").write_text(DESCRIBE)
+    (compiler,) = build.host_toolchain().command
+    program = str(tmp_path / "describe")
+    subprocess.run([compiler, str(tmp_path / "describe.cc"), "-o", program, "-ldl"], check=True, timeout=60)
+    words = [str(root / emulator), "-cpu", processor, program, str(library)]
+    environment = {key: value for key, value in os.environ.items() if key != "LOWBIT_ISA"}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0 and done.stdout.startswith(kernels), (done.returncode, done.stdout, done.stderr)
+    assert "amx" not in done.stdout and "avx512" not in done.stdout
 
 
 # Which kernels nets run on (all of them where single operations choose), and which tests: hundreds of layers of every

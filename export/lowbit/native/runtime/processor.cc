@@ -60,6 +60,7 @@ bool has_gfni() { return has(features(0).ecx, 8); }
 bool has_amx() {
     const unsigned edx = features(0).edx;
     if (!has_gfni() || !has(edx, 24) || !has(edx, 25) || !is_kept(kTiles) || !has_avx512()) return false;  // AMX-TILE, AMX-INT8
+    if (amx_kernels() == nullptr) return false;  // not earlier: the function itself is compiled for AVX-512
 #if defined(__linux__)
     constexpr long kAskForState = 0x1023, kTileData = 18;
     return syscall(SYS_arch_prctl, kAskForState, kTileData) == 0;
@@ -71,9 +72,8 @@ bool has_amx() {
 // Dot products of 8 bits in 256-bit vectors: as fast as AVX2 tables or faster.
 bool has_avx_vnni() { return features(0).eax >= 1 && has(features(1).eax, 4); }
 
-// Kernels are asked for only after the processor: the functions themselves may be compiled for its instructions.
 Choice best() {
-    if (has_amx() && amx_kernels() != nullptr) return {amx_kernels(), "AMX: 8-bit tiles"};
+    if (has_amx()) return {amx_kernels(), "AMX: 8-bit tiles"};
     if (has_avx512()) return {avx512_kernels(), "AVX-512 with VBMI and VNNI"};
     if (has_avx2() && avx2_kernels() != nullptr && !has_avx_vnni() && !has_vnni())
         return {avx2_kernels(), "AVX2"};
@@ -99,7 +99,7 @@ Choice choose_kernels(const char* wanted) {
     if (wanted == nullptr || *wanted == '\0') return best();
     if (std::strcmp(wanted, "portable") == 0) return {portable_kernels(), "asked for: plain C++, slow"};
 #if defined(__x86_64__)
-    if (std::strcmp(wanted, "amx") == 0 && has_amx() && amx_kernels() != nullptr) return {amx_kernels(), "asked for: AMX"};
+    if (std::strcmp(wanted, "amx") == 0 && has_amx()) return {amx_kernels(), "asked for: AMX"};
     if (std::strcmp(wanted, "amx_emulated") == 0 && has_avx512() && has_gfni())
         return {emulated_amx_kernels(), "asked for: AMX in plain C++, slow"};
     if (std::strcmp(wanted, "avx512") == 0 && has_avx512()) return {avx512_kernels(), "asked for: AVX-512"};

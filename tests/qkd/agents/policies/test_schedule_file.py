@@ -137,9 +137,9 @@ segments:
         ("format: qkd-schedule\nversion: 1\n", "segments: needs a list of at least one segment"),
         ("format: qkd-schedule\nversion: 1\nsegments: []\n", "segments: needs a list of at least one segment"),
         ("format: qkd-schedule\nversion: 1\nprovenance: me\nsegments: [{epochs: 1, ops: []}]\n", "provenance: must be"),
-        ("format: qkd-schedule\nformat: x\n", "again"),
+        ("format: qkd-schedule\nformat: x\n", "repeated key `format`, also on line 1"),
         ("a: [1", "not YAML"),
-        ("a: !!python/object:os.system {}", "not YAML"),
+        ("a: !!python/object:os.system {}", "not plain YAML data"),
     ],
 )
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, text: str, message: str) -> None:

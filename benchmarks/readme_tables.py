@@ -140,7 +140,7 @@ def figures() -> dict[str, str]:
     """Return the single figures in sentences of README and docs, with the exact words around them."""
     slow, fast = (read(name)["nets"]["resnet18"]["variants"] for name in LATENCY_FILES)
     step, augment = read("train_step_avx2.json")["results"], read("augment_throughput.json")
-    bf16 = read("train_step.json")["results"]
+    bf16, amx = (read(name)["results"] for name in ("train_step.json", "train_step_amx.json"))
     ratios = [augment[key]["ratios"] for key in ("32x32, batch 256", "224x224, batch 32")]
     native = [row["torchvision_pil/ours_randaugment"] for row in ratios]
     avx2 = read("augment_throughput_avx2.json")["224x224, batch 32"]["ratios"]["torchvision_pil/ours_randaugment"]
@@ -157,6 +157,8 @@ def figures() -> dict[str, str]:
         "step against plain PyTorch": f"takes {bf16['ours_w2a2']['ratio_to_plain']:.2f} of the time of plain PyTorch "
         f"in float32 at 2 bits and {bf16['ours_w4a4']['ratio_to_plain']:.2f} at 4 bits; with AVX2 "
         f"{step['ours_w2a2']['ratio_to_plain']:.2f} and {step['ours_w4a4']['ratio_to_plain']:.2f}",
+        "step with AMX": f"{amx['ours_w2a2']['ratio_to_plain']:.2f} and {amx['ours_w4a4']['ratio_to_plain']:.2f}, and "
+        f"{amx['ours_w2a2']['ratio_to_float']:.2f} times as long as a float step in bfloat16",
         "two processes": _scaling(),
         "augment": f"Against torchvision's RandAugment on PIL images it is {native[0]:.0f} times as fast at 32x32 and "
         f"{native[1]:.1f} times at 224x224 ({avx2:.1f} times where it is compiled for AVX2)",

@@ -272,7 +272,8 @@ def measured_others(record: Mapping[str, Any], hashes: Mapping[str, str | None])
     rows = models.items() if isinstance(models, dict) else ()
     # A model has a row for each provider.
     then = [(str(row.get("model", name)), row.get("sha256")) for name, row in rows if isinstance(row, dict)]
-    return any(None not in (old, new := hashes.get(name)) and old != new for name, old in then)
+    pairs = [(old, hashes.get(name)) for name, old in then]
+    return any(None not in pair and pair[0] != pair[1] for pair in pairs)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

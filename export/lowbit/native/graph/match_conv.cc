@@ -162,7 +162,7 @@ bool Matcher::fits(ConvSpec* spec, const Real& real) const {
     if (is_low) spec->format = *format;
     if (is_low || is_short) spec->base = base, spec->span = span;
     const bool has_few_bits = most <= kHighestShortWeight && span <= kHighestShortActivation;
-    spec->is_faster = is_low || (is_dense && has_few_bits && (is_short || (kernels_->dot.is_faster && fits_dot)));
+    spec->is_faster = is_low || (is_dense && has_few_bits && (is_short || (kernels_->dot.is_tiled && fits_dot)));
     return is_low || fits_dot;
 }
 

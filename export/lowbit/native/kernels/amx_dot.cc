@@ -17,13 +17,14 @@ namespace lowbit {
 namespace {
 
 constexpr int kLanes = 64, kGroup = kSumTiles, kChannelTiles = kLanes / kTileChannels;
-constexpr int kLatency = 52, kLeastPositions = kLatency / kGroup;  // cycles of a product: fewer rows are not faster
+constexpr int kLatency = 52, kLeastPositions = kLatency / kGroup;  // cycles until a sum can be added to again: fewer rows gain nothing
 
 // Sums of one group: [tiles of positions][tiles of channels][positions][channels].
 using Sums = int32_t[kGroup][kChannelTiles][kTileRows][kTileChannels];
 
 constexpr unsigned kAhead = 2;  // unpacked tiles of weights: the one in use and the next
-constexpr int kMostGathered = kGatherLimit * kGatherRows / kTileBytes * kTileBytes + kTileBytes;
+constexpr int kMostGathered = kGatherLimit * kGatherRows;  // bytes of a window, whole tiles
+static_assert(kMostGathered % kTileBytes == 0 && kTileRows == kTileSteps && kTileChannels == kShortLanes);
 
 // What a window is in memory: rows of bytes, a multiple of a tile's.
 struct Rows {
@@ -203,11 +204,7 @@ Kernels on_tiles(const char* name, decltype(Kernels::dot_conv) dot_conv) {
     kernels.narrow_conv = nullptr;
     kernels.pack_planes = nullptr;
     kernels.dot_conv = dot_conv;
-    kernels.dot.lanes = kTileChannels;
-    kernels.dot.step_unit = kTileRows;
-    kernels.dot.is_faster = true;
-    kernels.dot.has_packed_weights = true;
-    kernels.dot.gathers = true;
+    kernels.dot.is_tiled = true;
     return kernels;
 }
 

@@ -135,7 +135,7 @@ void max_pool(const PoolJob& job, int first_row, int last_row) { pool_rows<Most,
 const Kernels* avx2_kernels() {
     static const Kernels kernels = {"avx2", {32, 2, 32, 1, true}, false,        avx2_lut_conv, avx2_dot_conv, depthwise,
                                     pack_index, add,              map,          max_pool,      nullptr, nullptr, transpose_in,
-                                    transpose_out, {{32, 2, 32, 1, true, 2, 4}}, true, {-128, 127, 0, 1, kShortLanes}};
+                                    transpose_out, {{32, 2, 32, 1, true, 2, 4}}, true};
     return &kernels;
 }
 

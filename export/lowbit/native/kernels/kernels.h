@@ -22,13 +22,13 @@ struct LutJob {
 };
 
 // A convolution on dot products: weights int8 [out / lanes][kernel row][steps][lanes][4 bytes of a row]; codes are taken
-// less a base, so that few bits are small numbers. `DotFormat` says how many lanes.
+// less a base, so that few bits are small numbers. Lanes are 64, or 16 where sums are added in 16 bits or products are tiles.
 struct DotLayer {
     ConvShape shape;
-    int steps = 0;       // ceil(kernel_w * in_channels / 4), rounded up to the format's unit with weights of 0
-    bool is_gathered = false;  // all rows of the kernel are one: see `DotFormat::gathers`
+    int steps = 0;       // ceil(kernel_w * in_channels / 4), rounded up to kTileSteps where products are tiles, with weights of 0
+    bool is_gathered = false;  // all rows of the kernel are one: see `DotFormat::is_tiled`
     Buffer weights;
-    int weight_bits = 8;  // fewer: see `DotFormat::has_packed_weights`
+    int weight_bits = 8;  // fewer: see `DotFormat::is_tiled`
     std::vector<std::vector<Chunk>> chunks;  // of every 16 channels, where sums are added in 16 bits: steps that fit
     Buffer bias;         // int32 [padded channels]: bias minus (zero point - base) times the sum of the weights
     Buffer scale;        // float [padded channels]
@@ -112,22 +112,20 @@ struct NarrowJob {
 };
 
 constexpr int kWideFormats = 2;
-constexpr int kGatherLimit = 32, kGatherRows = 8;
-constexpr int kShortLanes = 16;  // channels whose sums are added in 16 bits together
+constexpr int kTileSteps = 16, kGatherLimit = 32, kGatherRows = 8;
+constexpr int kShortLanes = 16;  // channels whose sums are added in 16 bits together, or in a tile
 
 // How dot products take weights, where sums of products in 16 signed bits are exact only for some.
 struct DotFormat {
     int lowest_weight = -128, highest_weight = 127;
     int base = 0;  // taken off activations before they are multiplied
     int sign = 1;  // of weights as they are kept, and so of sums
-    int lanes = kChannelUnit;  // channels side by side
-    int step_unit = 1;         // rows of a kernel take a multiple of these steps
-    bool is_faster = false;    // than the runtime's own convolutions; regions begin with those of up to four bits
-    // Whether weights of two or four bits are kept in as many: every 16 steps of 16 lanes (1 KB) are 4 or 8 vectors of 64
-    // bytes. With f = 8 / bits, field i of byte j of vector v is byte j of step v f + i, lowest bits first.
-    bool has_packed_weights = false;
-    // Whether kernels of at most kGatherRows rows of at most kGatherLimit bytes are one row: theirs, one after another.
-    bool gathers = false;
+    // Tiles (AMX): a product is faster than the runtime's, so regions begin with convolutions of up to four bits. Rows of a
+    // kernel take a multiple of kTileSteps; kernels of at most kGatherRows rows of at most kGatherLimit bytes are one row,
+    // theirs one after another. Weights of two or four bits are kept in as many: kTileSteps steps of kShortLanes lanes
+    // (1 KB) are 4 or 8 vectors of 64 bytes, and with f = 8 / bits, field i of byte j of vector v, lowest bits first, is
+    // byte j of step v f + i.
+    bool is_tiled = false;
 };
 
 struct Kernels {

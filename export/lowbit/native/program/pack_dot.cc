@@ -67,7 +67,7 @@ std::vector<Chunk> short_chunks(const DotLayer& layer, int first_channel, int sp
 
 // Keep weights in two or four bits where all of them fit; memory is slower than the products.
 void pack_bits(int lowest, int highest, DotLayer* layer) {
-    constexpr size_t kVector = 64, kPacked = 16 * kVector;  // bytes
+    constexpr size_t kVector = 64, kPacked = kTileSteps * kVector;  // bytes
     const int bits = lowest >= -2 && highest <= 1 ? 2 : lowest >= -8 && highest <= 7 ? 4 : 8;
     if (bits == 8) return;
     const int fields = 8 / bits, mask = (1 << bits) - 1;
@@ -88,9 +88,9 @@ bool pack_dot(const ConvSpec& spec, const Kernels& kernels, DotLayer* layer) {
     const ConvShape& s = spec.shape;
     layer->shape = s;
     const int row = s.kernel_w * s.in_channels;
-    layer->is_gathered = kernels.dot.gathers && row <= kGatherLimit && s.kernel_h > 1 && s.kernel_h <= kGatherRows;
+    layer->is_gathered = kernels.dot.is_tiled && row <= kGatherLimit && s.kernel_h > 1 && s.kernel_h <= kGatherRows;
     const int rows = layer->is_gathered ? 1 : s.kernel_h, bytes = layer->is_gathered ? row * s.kernel_h : row;
-    layer->steps = static_cast<int>(round_up((bytes + 3) / 4, kernels.dot.step_unit));
+    layer->steps = static_cast<int>(round_up((bytes + 3) / 4, kernels.dot.is_tiled ? kTileSteps : 1));
     layer->zero = spec.requantize.zero;
     layer->low = spec.requantize.low;
     layer->high = spec.requantize.high;
@@ -100,7 +100,7 @@ bool pack_dot(const ConvSpec& spec, const Kernels& kernels, DotLayer* layer) {
     layer->scale = Buffer(padded * sizeof(float));
     for (int first = 0; first < s.out_channels; first += kLanesTogether)
         write_weights(spec.weights.data(), first, std::min(first + kLanesTogether, s.out_channels),
-                      kernels.dot.lanes, kernels.dot.sign, layer);
+                      kernels.has_short_sums || kernels.dot.is_tiled ? kShortLanes : kChannelUnit, kernels.dot.sign, layer);
     const size_t count = static_cast<size_t>(s.in_channels) * s.kernel_h * s.kernel_w;
     int least = 0, greatest = 0;
     for (int o = 0; o < s.out_channels; ++o) {
@@ -133,7 +133,7 @@ bool pack_dot(const ConvSpec& spec, const Kernels& kernels, DotLayer* layer) {
         layer->bias.as<int32_t>()[o] = static_cast<int32_t>(bias);
         layer->scale.as<float>()[o] = spec.requantize.scale[o];
     }
-    if (kernels.dot.has_packed_weights) pack_bits(least, greatest, layer);
+    if (kernels.dot.is_tiled) pack_bits(least, greatest, layer);
     if (kernels.has_short_sums)
         for (size_t c = 0; c < padded; c += kShortLanes) layer->chunks.push_back(short_chunks(*layer, static_cast<int>(c), spec.span));
     return true;

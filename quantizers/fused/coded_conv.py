@@ -2,23 +2,22 @@
 
 The products of codes are integers, summed exactly, so that only the final scaling rounds. Gradients are those of the
 convolution of the dequantized values. oneDNN has such kernels for x86. They take about half the time of float32 with
-AVX2, and of bfloat16 with AVX-512.
+AVX2, and of bfloat16 with AVX-512. They gain nothing over bfloat16 in AMX tiles, which needs no codes.
 """
 
 from __future__ import annotations
 
 import functools
-import platform
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from quantizers.fused.batch_norm import Compiled, is_channels_last
+from quantizers.native.building import is_x86
 from quantizers.native.fake_quant import NativeQuant
 
 MOST_BITS = 4  # AVX2 sums two products in 16 bits, which 15 * 8 + 15 * 8 does not overflow
-_X86 = ("x86_64", "amd64")
 
 
 def takes(x: Tensor, conv: nn.Conv2d) -> bool:
@@ -57,12 +56,21 @@ def coded_conv(
 
 @functools.cache
 def _has_kernels(dtype: torch.dtype) -> bool:
-    """Return whether faster kernels exist: bfloat16 is slow on processors without AVX-512."""
+    """Return whether faster kernels exist: bfloat16 is slow without AVX-512, and as fast as codes in AMX tiles."""
     capability = torch.backends.cpu.get_cpu_capability()
-    if platform.machine().lower() not in _X86 or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    if not is_x86() or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
-    fits = capability == "AVX512" if dtype is torch.bfloat16 else dtype is torch.float32 and "AVX" in capability
+    if dtype is torch.bfloat16:
+        fits = capability == "AVX512" and not has_tiles()
+    else:
+        fits = dtype is torch.float32 and "AVX" in capability
     return fits and hasattr(torch.ops.onednn, "qconv2d_pointwise") and hasattr(torch.ops.onednn, "qconv_prepack")
+
+
+def has_tiles() -> bool:
+    """Return whether the processor multiplies bfloat16 in AMX tiles; False if this version of PyTorch cannot tell."""
+    asked = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool(asked is not None and asked())
 
 
 def multiplied_in(x: Tensor) -> torch.dtype:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import itertools
 import logging
 import os
 import platform
@@ -15,10 +16,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 PARALLEL = "-fopenmp"
-OPTIONAL = (PARALLEL, "-march=native")  # omitted if the compiler does not support them: one thread, plain instructions
-_SUBSETS = ((), OPTIONAL[:1], OPTIONAL[1:], OPTIONAL)  # what to omit; the first that compiles wins
+WIDE = "-mprefer-vector-width=512"  # of AVX-512 processors: compilers prefer 256 bits for several of them
+# omitted if the compiler does not support them: one thread, plain instructions, narrower vectors
+OPTIONAL = (PARALLEL, "-march=native", WIDE)
+_SUBSETS = tuple(  # what to omit; the first that compiles wins
+    subset for size in range(len(OPTIONAL) + 1) for subset in itertools.combinations(OPTIONAL, size)
+)
 _TIMEOUT_S = 120
 _log = logging.getLogger(__name__)
+
+
+def is_x86() -> bool:
+    """Return whether this machine runs x86-64 instructions."""
+    return platform.machine().lower() in ("x86_64", "amd64")
 
 
 def cpp_compiler() -> str | None:
@@ -68,7 +78,7 @@ def compiled_library(stem: str, source: str, flags: Sequence[str], compiler: str
         source: The C++.
         flags: Compiler flags.
         compiler: Its path.
-        parallel: Compile with OpenMP, too. A compiler without support for it, or for ``-march=native``, omits it.
+        parallel: Compile with OpenMP, too. A compiler without support for one of :data:`OPTIONAL` omits it.
 
     Returns:
         The library's path.

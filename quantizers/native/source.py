@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from quantizers.native.building import WIDE, is_x86
+
 # No contraction into fused multiply-adds: it must round like PyTorch's separate operations. Vector code for
 # comparisons and rounding needs to know that nobody reads the floating-point flags; results do not depend on that.
 FLAGS = (
     "-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=off", "-fno-trapping-math",
-    "-fno-math-errno",
+    "-fno-math-errno", *([WIDE] if is_x86() else []),
 )  # fmt: skip
 
 BLOCK = 1024  # terms of a step size's gradient that are summed as one tree

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -82,8 +83,31 @@ def test_gradients_are_those_of_the_values_also_when_differentiated_again() -> N
         torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.skipif(not coded_conv._has_kernels(torch.bfloat16), reason="bfloat16 is emulated here")
-def test_in_bfloat16_it_is_nearer_to_exact_than_a_convolution_of_rounded_values() -> None:
+@pytest.fixture
+def tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bool], None]]:
+    """Return what sets whether the processor has AMX tiles."""
+
+    def set_to(there: bool) -> None:
+        coded_conv._has_kernels.cache_clear()
+        monkeypatch.setattr(coded_conv, "has_tiles", lambda: there)
+
+    yield set_to
+    coded_conv._has_kernels.cache_clear()
+
+
+def test_codes_are_not_multiplied_in_bfloat16_where_tiles_multiply_it(tiles: Callable[[bool], None]) -> None:
+    tiles(True)
+    assert not coded_conv._has_kernels(torch.bfloat16) and coded_conv._has_kernels(torch.float32)
+    tiles(False)
+    is_wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    assert coded_conv._has_kernels(torch.bfloat16) == is_wide and coded_conv._has_kernels(torch.float32)
+
+
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="bfloat16 is emulated here")
+def test_in_bfloat16_it_is_nearer_to_exact_than_a_convolution_of_rounded_values(
+    tiles: Callable[[bool], None],
+) -> None:
+    tiles(False)
     conv, step, steps = nn.Conv2d(16, 8, 3, padding=1, bias=False), torch.tensor(0.3137), torch.rand(8, 1, 1, 1) + 0.1
     codes, weight = drawn(0, 15, 4, 16, 8, 8), drawn(-8, 7, 8, 16, 3, 3) * steps
     x = (codes * step).bfloat16().contiguous(memory_format=LAST)

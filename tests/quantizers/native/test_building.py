@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from quantizers.native import building
 from quantizers.native.building import cached_library, compiled_library, cpp_compiler
 
 
@@ -65,7 +67,9 @@ def test_the_compiler_that_is_named_comes_first(tmp_path: Path, monkeypatch: pyt
     assert cpp_compiler() is None
 
 
-@pytest.mark.parametrize("unknown", [(), ("-fopenmp",), ("-march=native",), ("-fopenmp", "-march=native")], ids=str)
+@pytest.mark.parametrize(
+    "unknown", [some for size in range(4) for some in itertools.combinations(building.OPTIONAL, size)], ids=str
+)
 def test_a_compiler_does_without_flags_that_it_does_not_know(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unknown: tuple[str, ...]
 ) -> None:
@@ -77,11 +81,11 @@ def test_a_compiler_does_without_flags_that_it_does_not_know(
         'while [ "$1" != -o ]; do shift; done\ntail -n 1 ' + f'{tmp_path}/calls > "$2"\n'
     )
     compiler.chmod(0o755)
-    flags = ("-O3", "-march=native")
+    flags = ("-O3", "-march=native", building.WIDE)
     made = [compiled_library("a", "int x;", flags, str(compiler), parallel=True) for _ in range(2)]
     assert made[0] == made[1] and made[0].name.startswith("a-")
     used = made[0].read_text().split()
-    assert set(used) & {"-O3", "-march=native", "-fopenmp"} == {"-O3", "-march=native", "-fopenmp"} - set(unknown)
+    assert set(used) & {"-O3", *building.OPTIONAL} == {"-O3", *building.OPTIONAL} - set(unknown)
     assert len((tmp_path / "calls").read_text().splitlines()) == 1, "the second time it is in the cache"
     other = compiled_library("a", "int y;", flags, str(compiler))
     assert other != made[0] and "-fopenmp" not in other.read_text()

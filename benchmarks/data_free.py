@@ -6,13 +6,17 @@
         teacher.train.lr=0.1 teacher.agent.crop_padding=1 student.net=resnet8 student.bn=frozen_teacher \
         student.agent.policy=none student.train.epochs=6
     python benchmarks/data_free.py --configs configs/fashion-mnist/data-free --runs-dir runs/data-free-fashion
+    python benchmarks/data_free.py --configs configs/fashion-mnist/data-free --runs-dir runs/data-free-fashion-resnet8 \
+        --reuse runs/data-free-fashion --out benchmarks/results/data_free_fashion-mnist_resnet8 \
+        student.net=resnet8 student.bn=train
 
 Every method is a config in one folder; methods with the same pair of nets share the teacher of a seed. The first run of
 a method trains the image source and the float student; the other width reuses both, so that one generator serves all
 widths. ``real`` is the student of ``noise`` with soft targets on real training images, for the same number of batches
 (its epochs have another length, so their number differs). Students are scored once, on the whole test set, after their
 last epoch. Complete runs are not repeated; a failed run is listed in the table with its message until it is run again.
-Extra ``key.path=value`` words are passed on to every run.
+Extra ``key.path=value`` words are passed on to every run. With --reuse, teachers and image
+sources come from the runs of an earlier comparison, as in the last command, whose students have another network.
 
 While it runs, partial results are in RUNS_DIR/table.json and table.md, so that the checkout stays clean and each run
 records a commit without changes. At the end, and with --write-only, it writes OUT.json and OUT.md.
@@ -110,11 +114,13 @@ class Comparison:
         return [*self.args.overrides, *words]  # lengths of the real row follow from the overrides
 
     def teacher(self, method: str, seed: int) -> Path | None:
-        """Return a run of another method that shares this one's teacher; None if it trains its own."""
+        """Return a run that has this one's teacher; None if it trains its own."""
         begun = self.folder / run_name(method, BITS[0], seed) / "config.yaml"
         if begun.is_file():  # a resumed run keeps the teacher it started with
             found = parse_yaml(begun.read_text())["teacher"].get("run")
             return Path(found) if found else None
+        if self.args.reuse is not None:
+            return Path(self.args.reuse / run_name(method, BITS[0], seed))  # has the method's image source, too
         own = load_config(self.config(method), self.args.overrides).teacher
         for other in self.args.methods:
             path = self.folder / run_name(other, BITS[0], seed)
@@ -227,6 +233,12 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", help="real, and configs by name (default: all)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--runs-dir", type=Path, default=ROOT / "runs" / "data-free")
+    parser.add_argument(
+        "--reuse",
+        type=Path,
+        metavar="RUNS_DIR",
+        help="an earlier comparison whose teachers and image sources are reused",
+    )
     parser.add_argument("--out", type=Path, help="default: results/data_free_DATA next to this file")
     parser.add_argument("--write-only", action="store_true", help="only write the table of existing runs")
     parser.add_argument("overrides", nargs="*", metavar="key=value")

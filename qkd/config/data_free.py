@@ -46,6 +46,7 @@ FAMILIES: Mapping[str, str] = {  # method -> how it makes images
     "cmi_adversarial": GROWING,
     "fast_dfkd": GROWING,
 }
+WARMED_UP = ("dfq", "dafl_joint")  # methods whose loss has terms that read the teacher alone
 _READ_BY: Mapping[str, tuple[str, ...]] = {  # key -> families that read it
     "train": (GENERATOR,),
     "steps_per_epoch": (GENERATOR,),
@@ -56,6 +57,7 @@ _READ_BY: Mapping[str, tuple[str, ...]] = {  # key -> families that read it
     "lr": (POOL, ADVERSARIAL, JOINT, GROWING),
     "pool_images": (POOL, GROWING),
     "pool_steps": (POOL, GROWING),
+    "warmup_steps": (ADVERSARIAL, JOINT),
     "student_steps": (ADVERSARIAL,),
     "student_for_generator": (ADVERSARIAL, GROWING),
     "weights": (GENERATOR, POOL, ADVERSARIAL, JOINT, GROWING),
@@ -123,6 +125,11 @@ class DataFreeConfig(Section):
     )
     pool_steps: Count = Field(400, description="steps per inversion")
     student_steps: Count = Field(5, description="generator against the student: student steps per generator step")
+    warmup_steps: Annotated[int, Field(ge=0, le=1_000_000), NEWER] = Field(
+        0,
+        description="dfq, dafl_joint: generator steps before the student is calibrated and begins to learn; they read "
+        "the teacher alone",
+    )
     student_for_generator: Literal["ste", "fp_shadow"] = Field(
         "ste",
         description="student that images or a generator are optimized against: ste: the low-bit one, with "
@@ -180,6 +187,7 @@ class DataFreeConfig(Section):
         few = {"images_per_epoch": 2 * batch_size, "steps_per_epoch": 2, "pool_images": pool, "pool_steps": 2}
         short = self.train.model_copy(update={"epochs": 1, "warmup_epochs": 0.0})
         changes = {**few, "batch_size": min(self.batch_size, 4), "train": short}
+        changes["warmup_steps"] = min(self.warmup_steps, 2)
         return self.model_copy(
             update={key: value for key, value in changes.items() if self.family in _READ_BY.get(key, (self.family,))}
         )
@@ -187,7 +195,7 @@ class DataFreeConfig(Section):
     @model_serializer(mode="wrap")
     def _without_unused(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out newer keys that are not used: configs and hashes of older runs do not change."""
-        return without_defaults(self, serialize(self), *ARRANGING)
+        return without_defaults(self, serialize(self), *ARRANGING, "warmup_steps")
 
     @model_validator(mode="after")
     def _procedural_images_are_used(self) -> DataFreeConfig:
@@ -211,6 +219,11 @@ class DataFreeConfig(Section):
         ]
         if unread:
             raise ValueError(f"method `{self.method}` ({self.family}) does not read {', '.join(map(repr, unread))}")
+        if self.warmup_steps and self.method not in WARMED_UP:
+            raise ValueError(
+                f"`warmup_steps` is for methods {' and '.join(WARMED_UP)}; the whole loss of `{self.method}` reads the "
+                f"student"
+            )
         if self.groups > 1 and self.method != "generative":
             raise ValueError(f"`groups` is for method `generative`, got {self.groups} with `{self.method}`")
         if self.batch_size % 2 and self.method in ("rdskd", "mskd"):

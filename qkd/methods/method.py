@@ -210,6 +210,14 @@ class Method:
         """
         return None
 
+    def begin(self, role: str, context: Context) -> None:
+        """Initialize the method's own nets, before the student is calibrated; not called when a training resumes.
+
+        Args:
+            role: Name of the student's random streams.
+            context: As for :meth:`synthesis`.
+        """
+
     def source(self, context: Context) -> Callable[[Job], Source] | None:  # noqa: ARG002
         """Return the source of the student's batches, or None to use the training images.
 

@@ -33,7 +33,8 @@ class FloatTwinRole(StudentRole):
         return self.float_net().to(self.context.device)
 
     def begin(self, student: nn.Module, made: Distillation) -> None:
-        """Do nothing, since a float net has nothing to calibrate."""
+        """Initialize what the methods train along with it; a float net has nothing to calibrate."""
+        self.begin_methods()
 
     def details(self) -> Mapping[str, Any]:
         """Return more keys of its result."""

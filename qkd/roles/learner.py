@@ -260,7 +260,13 @@ class StudentRole:
 
     def begin(self, student: nn.Module, made: Distillation) -> None:
         """Initialize the student and its partners."""
+        self.begin_methods()
         self.calibrate(student, *made.low_bit)
+
+    def begin_methods(self) -> None:
+        """Initialize what the methods train along with the student."""
+        for method in self.methods:
+            method.begin(self.name, self.context)
 
     def marks(self) -> dict[str, str]:
         """Return the hashes of its sources: what it learns from (by folder), its start, what methods add."""

@@ -91,9 +91,11 @@ def test_the_page_tells_what_settings_were_chosen_by() -> None:
     assert len(rows) > 5
 
 
-def comparison(data_free: ModuleType, folder: Path, *methods: str, overrides: tuple[str, ...] = ()) -> Any:
+def comparison(
+    data_free: ModuleType, folder: Path, *methods: str, overrides: tuple[str, ...] = (), reuse: Path | None = None
+) -> Any:
     options = {"configs": data_free.CONFIGS, "methods": list(methods), "seeds": [0, 1], "overrides": list(overrides)}
-    return data_free.Comparison(Namespace(runs_dir=folder, **options))
+    return data_free.Comparison(Namespace(runs_dir=folder, reuse=reuse, **options))
 
 
 def finish(folder: Path, accuracy: float, commit: str) -> None:
@@ -135,6 +137,16 @@ def test_methods_of_one_teacher_share_it_under_overrides_too(data_free: ModuleTy
     (first / "manifests").mkdir(parents=True)
     (first / "manifests" / "teacher.json").write_text("{}")
     assert made.teacher("dafl", 0) == first and made.teacher("gdfq", 0) is None and made.teacher("dafl", 1) is None
+
+
+def test_another_net_takes_teacher_and_images_from_the_runs_named(data_free: ModuleType, tmp_path: Path) -> None:
+    made = comparison(data_free, tmp_path / "here", "noise", "dafl", reuse=tmp_path / "there")
+    for method in ("noise", "dafl"):
+        source = tmp_path / "there" / data_free.run_name(method, 2, 1)
+        assert made.teacher(method, 1) == source
+        assert f"teacher.run={source}" in made.words(method, 2, 1)
+        own = tmp_path / "here" / data_free.run_name(method, 2, 1)
+        assert f"teacher.run={own}" in made.words(method, 4, 1), "the float student is the first width's"
 
 
 def test_a_run_that_is_resumed_keeps_the_teacher_it_began_with(data_free: ModuleType, tmp_path: Path) -> None:

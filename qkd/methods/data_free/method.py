@@ -185,6 +185,11 @@ class DataFree(Method):
         self._adversary = Adversary(net, optimizer, teacher, lesson.student, settings, len(lesson.splits.classes))
         self.partners = (Partner(ADVERSARY, net, optimizer=optimizer),)
 
+    def begin(self, role: str, context: Context) -> None:
+        """Warm up a generator that learns with the student."""
+        if self._adversary is not None:
+            self._adversary.warm_up(self.config.data.batch_size, self.config.seed, role, context.progress)
+
     def enter(self, lesson: Lesson, phase: object) -> None:  # noqa: ARG002
         """Let the generator's batch norm see its batches."""
         if self._adversary is not None:

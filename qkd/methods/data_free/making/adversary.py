@@ -18,6 +18,7 @@ from qkd.methods.data_free.making.rival import Rival, rival_facts
 from qkd.methods.data_free.making.samples import is_sampled
 from qkd.methods.data_free.making.sources import MadeSource, draw_latents
 from qkd.methods.data_free.making.watching import Watched
+from qkd.progress import Progress
 from qkd.seeding import derive, stream
 from qkd.training.finite import TrainingError
 from qkd.training.job import Batch, Job
@@ -79,12 +80,18 @@ class Adversary:
         device = self.net.references.device
         return draw_latents(count, self.settings.latent, self.classes, generator, device)
 
-    def learn(self, count: int, generator: torch.Generator) -> Move:
-        """Take a step of the generator."""
+    def learn(self, count: int, generator: torch.Generator, *, alone: bool = False) -> Move:
+        """Take a step of the generator.
+
+        Args:
+            count: Images.
+            generator: For the latents.
+            alone: Leave out the terms that read the student.
+        """
         latents, labels = self.latents(count, generator)
         images = self.net(latents, labels)
         moment = Moment(images, latents, labels, self.teacher(images), self.net.references)
-        answer = self.rival(images) if self.settings.family == ADVERSARIAL else None
+        answer = self.rival(images) if self.settings.family == ADVERSARIAL and not alone else None
         loss = self._loss(moment, None if answer is None else answer.logits)
         parameters = list(self.net.parameters())
         for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
@@ -96,6 +103,30 @@ class Adversary:
             # shown with every step until the next update, also when training is resumed
             self.net.references.copy_(torch.stack((loss.detach(), told.detach())))
         return Move(loss.detach(), images.detach())
+
+    def warm_up(self, count: int, seed: int, role: str, progress: Progress) -> None:
+        """Take ``warmup_steps`` steps that read the teacher alone, as GDFQ's generator does before its student learns.
+
+        Images of an untrained generator are unlike any that the teacher knows: activation ranges calibrated on them are
+        wrong, and a low-bit student whose first steps learn from them loses the weights that it started from.
+
+        Args:
+            count: Images per step.
+            seed: The run's.
+            role: Name of the student's random streams.
+            progress: Where to report.
+
+        Raises:
+            TrainingError: If the loss diverges.
+        """
+        steps = self.settings.warmup_steps
+        if not steps:
+            return
+        with progress.track(steps, f"{role}: generator's warm-up", "steps") as tracker:
+            for step in range(steps):
+                loss = self.learn(count, stream(seed, role, "warmup", step), alone=True).loss
+                _require_finite(role, loss, 0, step + 1)
+                tracker.update(loss=float(loss))
 
     def _loss(self, moment: Moment, student_logits: Tensor | None) -> Tensor:
         weights = weights_of(self.settings.method, self.settings.weights)
@@ -156,13 +187,19 @@ class AdversarialSource(MadeSource):
         torch.manual_seed(derive(self._job.seed, self._job.role, "adversary", epoch, step))  # dropout of the student
         move = self._adversary.learn(size, draws)
         self._joint_images = move.images if self._is_joint else None
-        if not bool(torch.isfinite(move.loss)):
-            raise TrainingError(
-                f"{self._job.role}: the generator's loss is {float(move.loss)} at epoch {epoch + 1}, step {step + 1}; "
-                f"lower student.data_free.lr or its weights, and give the run another name",
-                epoch=epoch + 1,
-                step=step + 1,
-            )
+        _require_finite(self._job.role, move.loss, epoch + 1, step + 1)
 
     def _stream(self, name: str, epoch: int, place: int) -> torch.Generator:
         return stream(self._job.seed, self._job.role, name, epoch, place)
+
+
+def _require_finite(role: str, loss: Tensor, epoch: int, step: int) -> None:
+    """Raise :class:`TrainingError` if the loss of a step is not finite; epoch 0 is the warm-up."""
+    if not bool(torch.isfinite(loss)):
+        place = f"at epoch {epoch}, step {step}" if epoch else f"at step {step} of its warm-up"
+        raise TrainingError(
+            f"{role}: the generator's loss is {float(loss)} {place}; "
+            f"lower student.data_free.lr or its weights, and give the run another name",
+            epoch=epoch,
+            step=step,
+        )

@@ -108,7 +108,12 @@ def _dfad(moment: Moment, weights: Weights) -> Objective:  # noqa: ARG001
 
 
 def _dfq(moment: Moment, weights: Weights) -> Objective:
-    return Objective(dfq_generator_loss(moment.students, moment.seen.logits, moment.seen.statistics(), **weights))
+    teachers = moment.seen.logits
+    if moment.student_logits is None:  # warm-up: the terms that read the teacher alone
+        weights, students = {**weights, "adversarial_weight": 0.0}, teachers.detach()
+    else:
+        students = moment.student_logits
+    return Objective(dfq_generator_loss(students, teachers, moment.seen.statistics(), **weights))
 
 
 OBJECTIVES: Mapping[str, Callable[[Moment, Weights], Objective]] = {

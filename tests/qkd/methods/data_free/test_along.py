@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from qkd.config import AgentConfig
-from qkd.config.data_free import DataFreeConfig
-from qkd.losses import dafl_generator_loss, soft_target_loss
+from qkd.config.data_free import ADVERSARIAL, FAMILIES, JOINT, WARMED_UP, DataFreeConfig
+from qkd.losses import dafl_generator_loss, dfq_generator_loss, soft_target_loss
 from qkd.methods.data_free.inverting.growing import GROWING_INVERSIONS, GrowingPool, due
 from qkd.methods.data_free.inverting.meta import MetaInversion
 from qkd.methods.data_free.making.adversary import AdversarialSource, Adversary
@@ -20,8 +20,10 @@ from qkd.methods.data_free.making.generating import TrainedGenerator, build_gene
 from qkd.methods.data_free.making.kinds import weights_of
 from qkd.methods.data_free.making.rival import Rival
 from qkd.methods.data_free.making.watching import Watched
+from qkd.progress import Silent
 from qkd.seeding import stream
 from qkd.testing import TinyNet, synthetic_splits
+from qkd.training.finite import TrainingError
 from quantizers import QuantSpec, Student, calibrate, prepare
 from quantizers.modes import statistics_kept
 
@@ -126,6 +128,62 @@ def test_an_adversary_tells_both_losses() -> None:
     assert set(plain.facts) == {"generator"} and set(shadow.facts) == {"generator", "generator_low_bit"}
     assert shadow.facts["generator"] == move.loss and shadow.facts["generator_low_bit"] == plain.facts["generator"]
     assert shadow.facts["generator"] != shadow.facts["generator_low_bit"]
+
+
+# --- a generator's warm-up
+
+
+def warmed_up(method: str, steps: int, student: nn.Module | None = None, **changes: Any) -> Adversary:
+    own = adversary(method, low_bit() if student is None else student, warmup_steps=steps, **changes)
+    own.optimizer = torch.optim.Adam(own.net.parameters(), lr=1e-2)
+    own.warm_up(16, 0, "student", Silent())
+    return own
+
+
+@pytest.mark.parametrize("method", WARMED_UP)
+def test_a_warm_up_reads_the_teacher_alone(method: str) -> None:
+    student = low_bit().train()
+    before = copy.deepcopy(student.state_dict())
+    trained, other = warmed_up(method, 30, student), warmed_up(method, 30, low_bit(4))
+    assert all(torch.equal(before[name], one) for name, one in student.state_dict().items())
+    assert all(parameter.grad is None for parameter in student.parameters())
+    pairs = zip(trained.net.parameters(), other.net.parameters(), strict=True)
+    assert all(torch.equal(one, another) for one, another in pairs), "whatever the student is"
+
+    def loss(own: Adversary) -> Tensor:
+        return own.learn(16, stream(0, "judged"), alone=True).loss
+
+    assert loss(trained) < 0.9 * loss(warmed_up(method, 0))
+
+
+def test_what_a_warm_up_minimizes_is_the_loss_without_the_student() -> None:
+    own = adversary("dfq", low_bit().train())
+    latents, labels = own.latents(16, stream(0, "draw"))
+    seen = own.teacher(copy.deepcopy(own.net)(latents, labels))
+    whole = dfq_generator_loss(seen.logits, seen.logits, seen.statistics())  # a student that agrees
+    assert own.learn(16, stream(0, "draw"), alone=True).loss.item() == pytest.approx(whole.item(), rel=1e-5)
+
+
+def test_a_warm_up_that_diverges_names_itself() -> None:
+    own = adversary("dfq", low_bit(), warmup_steps=3)
+    with torch.no_grad():
+        next(own.net.parameters()).fill_(float("nan"))
+    with pytest.raises(TrainingError, match="is nan at step 1 of its warm-up; lower student.data_free.lr"):
+        own.warm_up(8, 0, "student", Silent())
+
+
+@pytest.mark.parametrize("method", [name for name, family in FAMILIES.items() if family in (ADVERSARIAL, JOINT)])
+def test_only_losses_with_terms_of_the_teacher_can_warm_up(method: str) -> None:
+    if method in WARMED_UP:
+        assert DataFreeConfig(method=method, warmup_steps=5).warmup_steps == 5  # type: ignore[arg-type]
+        return
+    with pytest.raises(ValueError, match=f"`warmup_steps` is for methods .*; the whole loss of `{method}`"):
+        DataFreeConfig(method=method, warmup_steps=5)  # type: ignore[arg-type]
+
+
+def test_without_a_warm_up_configs_stay_as_they_were() -> None:
+    assert "warmup_steps" not in DataFreeConfig(method="dfq").model_dump()
+    assert DataFreeConfig(method="dfq", warmup_steps=5).model_dump()["warmup_steps"] == 5
 
 
 def test_a_float_student_has_one_form() -> None:

@@ -19,6 +19,7 @@ from qkd.files import read_safetensors, sha256_of
 from qkd.methods.data_free import method as method_module
 from qkd.methods.data_free.inverting import inversions, pooling
 from qkd.methods.data_free.making import generating
+from qkd.methods.data_free.making.adversary import Adversary
 from qkd.methods.data_free.making.blind import NoImages, RealImageError, blind
 from qkd.methods.data_free.making.kinds import KINDS
 from qkd.progress import Silent
@@ -210,6 +211,8 @@ def test_a_killed_run_goes_on_bit_for_bit(
         settings = {"boxed": 0.5, "procedural_kinds": ["windows", "strokes"]}
     if method == "dfad":
         settings = {"boxed": 0.5, "procedural_share": 0.5}
+    if method == "dafl_joint":
+        settings = {"warmup_steps": 2}
     if method == "rdskd":
         settings["train"] = {"epochs": 2, "optimizer": "adamw", "lr": 1e-3, "checkpoint_every_s": 0}
     config = config_of(method, changes, **settings)
@@ -221,6 +224,33 @@ def test_a_killed_run_goes_on_bit_for_bit(
     resumed = student_of(config, borrowed, "killed")
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_a_generator_warms_up_before_the_student_is_calibrated(
+    config_of: Callable[..., RunConfig], borrowed: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A float student, too, has a generator that is warm when its training begins."""
+    order: list[str] = []
+    warm_up, calibrate = Adversary.warm_up, learner.calibrate
+
+    def warmed(own: Adversary, count: int, seed: int, role: str, progress: Any) -> None:
+        order.append(role)
+        warm_up(own, count, seed, role, progress)
+
+    def calibrated(*given: Any, **more: Any) -> None:
+        order.append("calibration")
+        calibrate(*given, **more)
+
+    monkeypatch.setattr(Adversary, "warm_up", warmed)
+    monkeypatch.setattr(learner, "calibrate", calibrated)
+    changes = {
+        "student.init": "float",
+        "student.float_train": {"epochs": 1, "optimizer": "adamw", "lr": 1e-3},
+        "student.train": {"epochs": 1, "lr": 0.01},
+    }
+    with borrowed(config_of("dafl_joint", changes, warmup_steps=2)) as run:
+        distill(run)
+    assert order == ["student_float", "student", "calibration"]
 
 
 def test_a_float_student_comes_first_where_the_nets_differ(

@@ -46,7 +46,7 @@ FAMILIES: Mapping[str, str] = {  # method -> how it makes images
     "cmi_adversarial": GROWING,
     "fast_dfkd": GROWING,
 }
-WARMED_UP = ("dfq", "dafl_joint")  # methods whose loss has terms that read the teacher alone
+WARMED_UP: Mapping[str, int] = {"dfq": 300, "dafl_joint": 0}  # losses with terms of the teacher alone -> default steps
 _READ_BY: Mapping[str, tuple[str, ...]] = {  # key -> families that read it
     "train": (GENERATOR,),
     "steps_per_epoch": (GENERATOR,),
@@ -125,10 +125,10 @@ class DataFreeConfig(Section):
     )
     pool_steps: Count = Field(400, description="steps per inversion")
     student_steps: Count = Field(5, description="generator against the student: student steps per generator step")
-    warmup_steps: Annotated[int, Field(ge=0, le=1_000_000), NEWER] = Field(
-        0,
+    warmup_steps: Annotated[Annotated[int, Field(ge=0, le=1_000_000)] | None, NEWER] = Field(
+        None,
         description="dfq, dafl_joint: generator steps before the student is calibrated and begins to learn; they read "
-        "the teacher alone",
+        "the teacher alone; default: dfq 300, dafl_joint 0",
     )
     student_for_generator: Literal["ste", "fp_shadow"] = Field(
         "ste",
@@ -173,6 +173,11 @@ class DataFreeConfig(Section):
         """Return whether a generator learns while the student does."""
         return self.family in (ADVERSARIAL, JOINT)
 
+    @property
+    def warmed_up(self) -> int:
+        """Return the number of steps of the generator's warm-up."""
+        return WARMED_UP.get(self.method, 0) if self.warmup_steps is None else self.warmup_steps
+
     def origin(self) -> dict[str, Any]:
         """Return the settings that determine a generator or a pool, as plain data."""
         return self.model_dump(mode="json", exclude=set(STUDENTS_OWN))
@@ -187,7 +192,8 @@ class DataFreeConfig(Section):
         few = {"images_per_epoch": 2 * batch_size, "steps_per_epoch": 2, "pool_images": pool, "pool_steps": 2}
         short = self.train.model_copy(update={"epochs": 1, "warmup_epochs": 0.0})
         changes = {**few, "batch_size": min(self.batch_size, 4), "train": short}
-        changes["warmup_steps"] = min(self.warmup_steps, 2)
+        if self.method in WARMED_UP:
+            changes["warmup_steps"] = min(self.warmed_up, 2)
         return self.model_copy(
             update={key: value for key, value in changes.items() if self.family in _READ_BY.get(key, (self.family,))}
         )
@@ -219,7 +225,7 @@ class DataFreeConfig(Section):
         ]
         if unread:
             raise ValueError(f"method `{self.method}` ({self.family}) does not read {', '.join(map(repr, unread))}")
-        if self.warmup_steps and self.method not in WARMED_UP:
+        if self.warmup_steps is not None and self.method not in WARMED_UP:
             raise ValueError(
                 f"`warmup_steps` is for methods {' and '.join(WARMED_UP)}; the whole loss of `{self.method}` reads the "
                 f"student"

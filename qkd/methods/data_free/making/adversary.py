@@ -105,7 +105,7 @@ class Adversary:
         return Move(loss.detach(), images.detach())
 
     def warm_up(self, count: int, seed: int, role: str, progress: Progress) -> None:
-        """Take ``warmup_steps`` steps that read the teacher alone, as GDFQ's generator does before its student learns.
+        """Take the steps of the warm-up, which read the teacher alone: GDFQ has them, too, before its student learns.
 
         Images of an untrained generator are unlike any that the teacher knows: activation ranges calibrated on them are
         wrong, and a low-bit student whose first steps learn from them loses the weights that it started from.
@@ -119,7 +119,7 @@ class Adversary:
         Raises:
             TrainingError: If the loss diverges.
         """
-        steps = self.settings.warmup_steps
+        steps = self.settings.warmed_up
         if not steps:
             return
         with progress.track(steps, f"{role}: generator's warm-up", "steps") as tracker:

@@ -31,6 +31,7 @@ BATCHED = ("rdskd", "deep_inversion", "adaptive_inversion")  # those whose image
 def data_free(method: str, **changes: Any) -> dict[str, Any]:
     """Return a section ``student.data_free`` that takes a moment."""
     few = dict(FEW.get(LIKE.get(method, method), {}))
+    few |= {"warmup_steps": 2} if method == "dfq" else {}
     sizes = {} if method in ("noise", "procedural") else {"latent": 8, "width": 8}
     batch = {"batch_size": 8} if LIKE.get(method, method) in BATCHED else {}
     return {"method": method, "images_per_epoch": 32, **sizes, **batch, **few, **changes}

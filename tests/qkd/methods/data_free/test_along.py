@@ -181,9 +181,19 @@ def test_only_losses_with_terms_of_the_teacher_can_warm_up(method: str) -> None:
         DataFreeConfig(method=method, warmup_steps=5)  # type: ignore[arg-type]
 
 
-def test_without_a_warm_up_configs_stay_as_they_were() -> None:
+def test_a_warm_up_is_written_where_it_is_set() -> None:
     assert "warmup_steps" not in DataFreeConfig(method="dfq").model_dump()
-    assert DataFreeConfig(method="dfq", warmup_steps=5).model_dump()["warmup_steps"] == 5
+    for steps in (0, 5):
+        assert DataFreeConfig(method="dfq", warmup_steps=steps).model_dump()["warmup_steps"] == steps
+
+
+def test_dfq_warms_up_unless_told_otherwise() -> None:
+    assert DataFreeConfig(method="dfq").warmed_up == 300
+    assert DataFreeConfig(method="dfq", warmup_steps=0).warmed_up == 0
+    for method in ("dafl_joint", "dfad", "noise", "rdskd"):
+        assert DataFreeConfig(method=method).warmed_up == 0  # type: ignore[arg-type]
+    tried = DataFreeConfig(method="dfq").tried(8)
+    assert tried.warmed_up == 2 and DataFreeConfig(**tried.model_dump()) == tried
 
 
 def test_a_float_student_has_one_form() -> None:

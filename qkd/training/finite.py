@@ -21,7 +21,7 @@ class TrainingError(RuntimeError):
 
     Args:
         message: For the user.
-        epoch: Epoch in which it happened, from 1.
+        epoch: Epoch in which it happened, from 1; 0 before the first.
         step: Step of the epoch, from 1.
         term: Loss term that is not finite, or whose gradient is not; empty if unknown.
         layer: Module or parameter where it starts; empty if unknown.

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from quantizers import QuantSpec, RewriteError, Student, prepare
+from quantizers.graph.proving.batches import require_same_of_more
 from quantizers.graph.proving.counts import MOST_IMAGES, Size, SizesOfBatch
-from quantizers.graph.proving.repeated import largest_difference
+from quantizers.graph.proving.repeated import in_float64, largest_difference, require_same_in_eval
 
 IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 Operation = Callable[[Any, Tensor], Tensor]
@@ -166,3 +167,65 @@ def test_rounding_of_large_values_is_no_difference() -> None:
     assert largest_difference([large], [large + torch.tensor([0.0, 2e4])]) == 2e4
     assert largest_difference([torch.tensor([math.inf, 5.0])], [torch.tensor([math.inf, 6.0])]) == 1.0
     assert largest_difference([torch.tensor([0.5])], [torch.tensor([0.5 + 1e-2])]) == pytest.approx(1e-2)
+
+
+class Reordered(nn.Module):
+    """Sums in another order for more images, and amplifies the rounding: 1e-7 becomes about 1.
+
+    Args:
+        lost: Channels that a larger batch leaves out of the sum.
+    """
+
+    def __init__(self, lost: int = 0, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.weight, self.lost, self.dtype = nn.Parameter(torch.tensor(1e6)), lost, dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        few, x = len(x) < 3, x if self.dtype is None else x.to(self.dtype)
+        x = x if few else x.flip(1)[:, self.lost :]
+        total = x[:, :1]
+        for channel in range(1, x.size(1)):
+            total = total + x[:, channel : channel + 1]
+        return torch.sin(total * self.weight)
+
+
+MANY_CHANNELS = torch.randn(2, 16, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_amplified_rounding_is_no_difference(training: bool) -> None:
+    net = Reordered().train(training)
+    with torch.no_grad():
+        few, more = net(MANY_CHANNELS), net(MANY_CHANNELS.repeat(2, 1, 1, 1))[:2]
+    assert float((few - more).abs().max()) > 0.1
+    require_same_of_more(net, MANY_CHANNELS)
+    require_same_in_eval(net, MANY_CHANNELS.repeat(2, 1, 1, 1), net(MANY_CHANNELS.repeat(2, 1, 1, 1)))
+    assert net.weight.dtype is torch.float32 and net.weight.item() == 1e6
+
+
+def test_amplified_rounding_hides_no_other_function() -> None:
+    net = Reordered(lost=1)
+    with pytest.raises(RewriteError, match="images than for 2 of them"):
+        require_same_of_more(net, MANY_CHANNELS)
+    with pytest.raises(RewriteError, match="for a single image"):
+        four = MANY_CHANNELS.repeat(2, 1, 1, 1)
+        require_same_in_eval(net, four, net.eval()(four))
+
+
+def test_without_float64_a_difference_counts() -> None:
+    """A network that computes in float32 whatever it gets cannot show that rounding is all that differs."""
+    with pytest.raises(RewriteError, match="images than for 2 of them"):
+        require_same_of_more(Reordered(dtype=torch.float32), MANY_CHANNELS)
+
+
+def test_float64_is_for_the_block_alone() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    net[0].half()
+    before = {name: (one, one.data_ptr()) for name, one in net.state_dict(keep_vars=True).items()}
+    with in_float64(net):
+        assert {one.dtype for one in net.parameters()} == {torch.float64}
+        net[1].running_mean += 1
+        assert net[1].num_batches_tracked.dtype is torch.int64
+    after = net.state_dict(keep_vars=True)
+    assert all(after[name] is one and one.data_ptr() == place for name, (one, place) in before.items())
+    assert net[0].weight.dtype is torch.float16 and not net[1].running_mean.any()

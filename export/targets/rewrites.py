@@ -5,6 +5,7 @@ Every rewrite preserves the function in ONNX Runtime, bit for bit; parity checks
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -17,6 +18,8 @@ from export.targets.graph import Graph
 
 # Below half of any step that a float32 grid can have, so that no code changes; and not 0, so that it stays in the graph
 TINY = np.float32(1e-30)
+LARGEST = np.finfo(np.float32).max
+PIXELS_AT_ONCE = 16  # of OpenCV's kernel for pointwise convolutions of codes
 
 
 def separate_sums(model: ModelProto) -> None:
@@ -109,6 +112,43 @@ def float_linear_biases(model: ModelProto) -> None:
     graph.finish(graph.nodes)
 
 
+def float_pointwise(model: ModelProto) -> None:
+    """Put a Clip that keeps every value behind each pointwise convolution of images with other than 16 n pixels.
+
+    OpenCV 5.0 fuses ``DequantizeLinear -> Conv -> QuantizeLinear`` into a convolution of codes. If the kernel has one
+    pixel and no stride, the last pixels of each plane are wrong unless their number is a multiple of 16 (seen on a
+    processor with AVX-512). With the Clip, OpenCV computes the convolution in float.
+    """
+    graph, nodes = Graph(model), []
+    sizes = _pixels(model)
+    for node in graph.nodes:
+        nodes.append(node)
+        if node.op_type != "Conv" or not _is_pointwise(node):
+            continue
+        if sizes.get(node.output[0], 1) % PIXELS_AT_ONCE == 0:
+            continue
+        name = f"{node.output[0]}.float"
+        _read_instead(graph, node.output[0], name)
+        ends = (graph.constant(f"{name}.{end}", value) for end, value in (("low", -LARGEST), ("high", LARGEST)))
+        nodes.append(helper.make_node("Clip", [node.output[0], *ends], [name], name=name))
+    graph.finish(nodes)
+
+
+def _is_pointwise(conv: NodeProto) -> bool:
+    given = {attribute.name: list(attribute.ints) for attribute in conv.attribute}
+    return set(given["kernel_shape"]) == {1} and set(given.get("strides", [1])) == {1}
+
+
+def _pixels(model: ModelProto) -> dict[str, int]:
+    """Return the number of pixels of each tensor's planes, where it is known."""
+    found = {}
+    for entry in onnx.shape_inference.infer_shapes(model).graph.value_info:
+        sides = [side.dim_value for side in entry.type.tensor_type.shape.dim[2:]]
+        if sides and all(sides):
+            found[entry.name] = math.prod(sides)
+    return found
+
+
 def _bias(graph: Graph, layer: NodeProto) -> npt.NDArray[np.float32]:
     """Return the real bias of a layer, zeros if it has none."""
     if len(layer.input) < 3:
@@ -129,6 +169,7 @@ def _outputs(graph: Graph, layer: NodeProto) -> int:
 REWRITES: dict[str, Callable[[ModelProto], None]] = {
     "between_integers": between_integers,
     "float_linear_biases": float_linear_biases,
+    "float_pointwise": float_pointwise,
     "no_full_clips": no_full_clips,
     "nonzero_biases": nonzero_biases,
     "separate_sums": separate_sums,

@@ -121,6 +121,25 @@ def test_opencv_has_constant_biases_of_linear_layers(student: Student, images: T
     assert all(set(node.input[2:]) <= constants for node in model.graph.node if node.op_type == "Gemm")
 
 
+@pytest.mark.parametrize(("size", "clipped"), [(8, []), (7, [0]), (6, [0, 2]), (1, [0, 2])])
+def test_opencv_computes_pointwise_convolutions_of_few_pixels_in_float(
+    size: int, clipped: list[int], tmp_path: Path
+) -> None:
+    """Its kernel for codes is right if the number of pixels is a multiple of 16: 8x8 and 4x4 here."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(2, 4, 1), nn.Conv2d(4, 4, 3, 2, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 3, 1, 2)]
+    net = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2], nn.ReLU(), layers[3])
+    images = torch.randn(8, 2, size, size)
+    student = prepare(net.eval(), QuantSpec(weight_bits=4, act_bits=4), images[:2])
+    calibrate(student, images)
+    path = export_onnx(student.eval(), images[:2], tmp_path / "student.onnx", target="opencv").path
+    assert check_parity(student, path, [images]).faults == ()
+    nodes = onnx.load(path).graph.node
+    readers = {name: node.op_type for node in nodes for name in node.input}
+    convs = [node for node in nodes if node.op_type == "Conv"]
+    assert [place for place, node in enumerate(convs) if readers.get(node.output[0]) == "Clip"] == clipped
+
+
 @pytest.mark.parametrize(
     ("version", "opset", "types"), [("1.17", 17, set()), ("1.23", 21, {"INT4"}), ("1.24.1", 25, {"INT2", "INT4"})]
 )

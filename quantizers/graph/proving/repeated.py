@@ -108,12 +108,12 @@ def _difference_alone(together: list[Tensor], alone: list[Tensor]) -> float | No
 
 
 def _is_rounding_alone(twin: nn.Module, images: Tensor) -> bool:
-    with in_float64(twin):
-        try:
+    try:
+        with in_float64(twin):
             together, alone = (tensors(twin(images[:count].double())) for count in (len(images), 1))
-        except Exception:  # code for float32 alone
-            return False
-        return _difference_alone(together, alone) is None
+    except Exception:  # code for float32 alone, or a device without float64
+        return False
+    return _difference_alone(together, alone) is None
 
 
 def require_same_in_training(root: nn.Module, images: Tensor) -> None:

@@ -20,6 +20,7 @@ LARGE = "data_free_digits-32x32"  # of the configs; not measured to the end yet 
 LONG = "data_free_digits-32x32_long"  # of those with longer trainings
 PROCEDURAL = "data_free_digits-32x32_procedural"  # of those without a generator
 STATISTICS = "data_free_resnet8"  # of methods that read batch norm's statistics
+OTHER_NET = "data_free_digits_resnet20"  # from ResNet-20 to ResNet-8
 FASHION = "data_free_fashion-mnist"  # of the configs of that set
 QUOTED = {  # row of the page -> file and method
     "real images": ("data_free", "real"),
@@ -47,7 +48,7 @@ def percent(row: dict[str, Any], key: str) -> str:
     return f"{100 * row[key]['mean']:.1f} %" if row[key]["seeds"] else ""
 
 
-@pytest.mark.parametrize("name", ["data_free", "data_free_statistics", STATISTICS, FASHION])
+@pytest.mark.parametrize("name", ["data_free", "data_free_statistics", STATISTICS, OTHER_NET, FASHION])
 def test_the_table_is_made_from_the_measurements(data_free: ModuleType, name: str) -> None:
     assert data_free.table(list(read(name).values())) == (RESULTS / f"{name}.md").read_text()
 
@@ -60,7 +61,7 @@ def test_the_page_quotes_what_was_measured(label: str) -> None:
     assert cells == [percent(read(name)[method], key) for key in KEYS]
 
 
-@pytest.mark.parametrize(("folder", "tables"), [("digits", (LONG, LARGE, PROCEDURAL)), ("fashion-mnist", (FASHION,))])
+@pytest.mark.parametrize(("folder", "tables"), [("digits", (LONG, LARGE, PROCEDURAL, OTHER_NET)), ("fashion-mnist", (FASHION,))])
 def test_configs_expect_what_was_measured(folder: str, tables: tuple[str, ...]) -> None:
     """Each config with the table of its own data set; LeNet-5 at 8x8 (``data_free``) is no config any more."""
     rows = {name: row for table in tables if (RESULTS / f"{table}.json").is_file() for name, row in read(table).items()}
@@ -73,7 +74,7 @@ def test_configs_expect_what_was_measured(folder: str, tables: tuple[str, ...]) 
         assert figures or said == "not yet run", path.stem
 
 
-@pytest.mark.parametrize("name", [LARGE, LONG, PROCEDURAL, STATISTICS, FASHION])
+@pytest.mark.parametrize("name", [LARGE, LONG, PROCEDURAL, STATISTICS, OTHER_NET, FASHION])
 def test_the_page_has_the_whole_table_of_the_configs(name: str) -> None:
     if (RESULTS / f"{name}.md").is_file():
         assert (RESULTS / f"{name}.md").read_text() in PAGE

@@ -61,7 +61,9 @@ def test_the_page_quotes_what_was_measured(label: str) -> None:
     assert cells == [percent(read(name)[method], key) for key in KEYS]
 
 
-@pytest.mark.parametrize(("folder", "tables"), [("digits", (LONG, LARGE, PROCEDURAL, OTHER_NET)), ("fashion-mnist", (FASHION,))])
+@pytest.mark.parametrize(
+    ("folder", "tables"), [("digits", (LONG, LARGE, PROCEDURAL, OTHER_NET)), ("fashion-mnist", (FASHION,))]
+)
 def test_configs_expect_what_was_measured(folder: str, tables: tuple[str, ...]) -> None:
     """Each config with the table of its own data set; LeNet-5 at 8x8 (``data_free``) is no config any more."""
     rows = {name: row for table in tables if (RESULTS / f"{table}.json").is_file() for name, row in read(table).items()}

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
@@ -108,7 +109,8 @@ def test_qcdq_has_one_kind_of_codes_where_a_grid_is_shifted(net, tools, images, 
         assert not any(zeros) and {str(zero.dtype) for zero in zeros} == {"int8", "uint8"}
     else:
         assert all(zeros) and {str(zero.dtype) for zero in zeros} == {"uint8"}
-        assert exported.operators["QLinearConv"] == 3  # all but the last, whose output is real
+        if tuple(map(int, onnxruntime.__version__.split(".")[:2])) >= (1, 21):  # 1.20 computes the same codes in float
+            assert exported.operators["QLinearConv"] == 3  # all but the last, whose output is real
     assert_same(view, tools, images, *run_taps(tmp_path / "n.onnx", images))
 
 

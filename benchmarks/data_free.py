@@ -15,8 +15,8 @@ a method trains the image source and the float student; the other width reuses b
 widths. ``real`` is the student of ``noise`` with soft targets on real training images, for the same number of batches
 (its epochs have another length, so their number differs). Students are scored once, on the whole test set, after their
 last epoch. Complete runs are not repeated; a failed run is listed in the table with its message until it is run again.
-Extra ``key.path=value`` words are passed on to every run. With --reuse, teachers and image
-sources come from the runs of an earlier comparison, as in the last command, whose students have another network.
+Extra ``key.path=value`` words are passed on to every run. With --reuse, teachers and image sources come from the runs
+of an earlier comparison, as in the last command, whose students have another network.
 
 While it runs, partial results are in RUNS_DIR/table.json and table.md, so that the checkout stays clean and each run
 records a commit without changes. At the end, and with --write-only, it writes OUT.json and OUT.md.
@@ -120,7 +120,7 @@ class Comparison:
             found = parse_yaml(begun.read_text())["teacher"].get("run")
             return Path(found) if found else None
         if self.args.reuse is not None:
-            return Path(self.args.reuse / run_name(method, BITS[0], seed))  # has the method's image source, too
+            return self.args.reuse / run_name(method, BITS[0], seed)  # has the method's image source, too
         own = load_config(self.config(method), self.args.overrides).teacher
         for other in self.args.methods:
             path = self.folder / run_name(other, BITS[0], seed)

@@ -157,8 +157,10 @@ def figures() -> dict[str, str]:
         "step against plain PyTorch": f"takes {bf16['ours_w2a2']['ratio_to_plain']:.2f} of the time of plain PyTorch "
         f"in float32 at 2 bits and {bf16['ours_w4a4']['ratio_to_plain']:.2f} at 4 bits; with AVX2 "
         f"{step['ours_w2a2']['ratio_to_plain']:.2f} and {step['ours_w4a4']['ratio_to_plain']:.2f}",
-        "step with AMX": f"{amx['ours_w2a2']['ratio_to_plain']:.2f} and {amx['ours_w4a4']['ratio_to_plain']:.2f}, and "
-        f"{amx['ours_w2a2']['ratio_to_float']:.2f} times as long as a float step in bfloat16",
+        "step with AMX": f"{_both(amx, 'ratio_to_plain')}, and {_both(amx, 'ratio_to_float')} times as long as a float "
+        "step in bfloat16",
+        "two processes with AMX": f"two processes make {2 * _efficiency('train_step_devices_amx.json')[0]:.2f} times "
+        "the steps of one",
         "two processes": _scaling(),
         "augment": f"Against torchvision's RandAugment on PIL images it is {native[0]:.0f} times as fast at 32x32 and "
         f"{native[1]:.1f} times at 224x224 ({avx2:.1f} times where it is compiled for AVX2)",
@@ -177,9 +179,18 @@ def figures() -> dict[str, str]:
     }
 
 
+def _both(results: dict[str, Any], ratio: str) -> str:
+    """Return a ratio of the students of two and four bits."""
+    return f"{results['ours_w2a2'][ratio]:.2f} and {results['ours_w4a4'][ratio]:.2f}"
+
+
+def _efficiency(name: str) -> list[float]:
+    found = read(name)["results"]
+    return [found[variant]["efficiency"] for variant in ("float", "ours_w2a2")]
+
+
 def _scaling() -> str:
-    found = read("train_step_devices.json")["results"]
-    parts = [found[name]["efficiency"] for name in ("float", "ours_w2a2")]
+    parts = _efficiency("train_step_devices.json")
     return (
         f"two processes of one core each make {2 * parts[0]:.2f} times the steps of one in float and "
         f"{2 * parts[1]:.2f} times at 2 bits"

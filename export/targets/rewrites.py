@@ -113,7 +113,7 @@ def float_linear_biases(model: ModelProto) -> None:
 
 
 def float_pointwise(model: ModelProto) -> None:
-    """Put a Clip that keeps every value behind each pointwise convolution of images with other than 16 n pixels.
+    """Put a Clip that keeps every value behind each 1x1 convolution unless its number of pixels is a multiple of 16.
 
     OpenCV 5.0 fuses ``DequantizeLinear -> Conv -> QuantizeLinear`` into a convolution of codes. If the kernel has one
     pixel and no stride, the last pixels of each plane are wrong unless their number is a multiple of 16 (seen on a

@@ -30,6 +30,7 @@ from qkd.training.loop import Trainer
 SHIPPED = shipped_configs()
 METHODS = sorted(name for name in SHIPPED if name.startswith(("digits/methods/", "digits/domains/")))
 PLAIN = "digits/methods/plain"
+HEAVY = 100
 
 
 class Interrupted(Exception):
@@ -42,7 +43,9 @@ def short(name: str, bits: int = 2) -> RunConfig:
     words.append(f"student.quant.act_bits={bits}")
     config = read_config(SHIPPED[name])
     sections = [(("teacher", "train"), 5), (("student", "float_train"), 2)]
-    sections += [] if "phases" in config["student"] else [(("student", "train"), 5)]
+    # a term with a large weight (attention transfer: 500) comes first: the labels take longer
+    is_heavy = any(term.get("weight", 1) > HEAVY for term in config["student"].get("terms", []))
+    sections += [] if "phases" in config["student"] else [(("student", "train"), 10 if is_heavy else 5)]
     for section, epochs in sections:
         values: Any = config
         for key in section:
@@ -119,9 +122,8 @@ def test_a_method_learns_resumes_and_leaves_no_trace(
     whole = run(config, tmp_path / "whole", teacher)
     rows = [json.loads(line) for line in (whole / "student" / "metrics.jsonl").read_text().splitlines()]
     # a phase that trains modules alone has the student as it began
-    (start, first), (end, last) = ((row["train_accuracy"], row["train_loss"]) for row in (rows[0], rows[-1]))
-    # a term with a large weight (attention transfer: 500) comes first; 50 steps may not be enough for the labels, too
-    assert end > start or last < first / 2, f"{name}: accuracy {start} -> {end}, loss {first} -> {last}"
+    start, end = rows[0]["train_accuracy"], rows[-1]["train_accuracy"]
+    assert end > start, f"{name}: {start} -> {end}"
     values = [value for row in rows for value in row["terms"].values()]
     assert all(math.isfinite(value) for value in values)
     for term in {term for row in rows for term in row["terms"]}:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from quantizers.graph.form.refusal import RewriteError
 from quantizers.graph.proving.counts import USUAL, SizesOfBatch
-from quantizers.graph.proving.repeated import in_float64, largest_difference, steady, without_power_iterations
+from quantizers.graph.proving.repeated import largest_difference, outputs_in_float64, steady, without_power_iterations
 from quantizers.graph.recording.returned import tensors
 from quantizers.modes import exact_float32
 
@@ -56,26 +56,19 @@ def _require_same_at(twin: nn.Module, images: Tensor, expected: list[Tensor], co
                 "images, or skip this check with prepare(..., verify=False)"
             )
         repeats = (-(-count // len(images)), *(1,) * (images.dim() - 1))
+        more = images.repeat(repeats)[:count]
         try:
-            found = tensors(twin(images.repeat(repeats)[:count]))
+            found = tensors(twin(more.clone()))
         except Exception:  # it rejects such a batch itself, so it is not another function there
             continue
         error = _difference_of_more(expected, found, len(images), count)
-        if error is not None and not _is_rounding(twin, images, repeats, count):
+        if error is not None and (exact := outputs_in_float64(twin, images, more)) is not None:
+            error = _difference_of_more(exact[0], exact[1], len(images), count)
+        if error is not None:
             raise RewriteError(
                 f"{type(twin).__name__}: computes something else in {mode} for {count} images than for "
                 f"{len(images)} of them ({error}); make forward compute the same for every number of images"
             )
-
-
-def _is_rounding(twin: nn.Module, images: Tensor, repeats: tuple[int, ...], count: int) -> bool:
-    """Return whether the outputs agree in float64, so that they differ in float32 by rounding alone."""
-    try:
-        with in_float64(twin):
-            few, more = (tensors(twin(some)) for some in (images.double(), images.double().repeat(repeats)[:count]))
-    except Exception:  # code for float32 alone, or a device without float64
-        return False
-    return _difference_of_more(few, more, len(images), count) is None
 
 
 def _difference_of_more(expected: list[Tensor], found: list[Tensor], few: int, many: int) -> str | None:

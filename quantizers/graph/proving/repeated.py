@@ -91,8 +91,8 @@ def require_same_in_eval(root: nn.Module, images: Tensor, recorded: Any) -> None
         except Exception:  # such as a squeeze that drops the batch axis: nothing to compare with
             return
         error = _difference_alone(tensors(recorded), alone)
-        if error is not None and _is_rounding_alone(twin, images):
-            return
+        if error is not None and (exact := outputs_in_float64(twin, images, images[:1])) is not None:
+            error = _difference_alone(exact[0], exact[1])
     if error is not None:
         raise RewriteError(
             f"{name}: computes something else for a single image than for the same image in a batch (they differ by "
@@ -105,15 +105,6 @@ def _difference_alone(together: list[Tensor], alone: list[Tensor]) -> float | No
     first = [tensor[:1] for tensor in together]
     pairs = [(a, b.reshape(a.shape)) for a, b in zip(first, alone, strict=False) if a.numel() == b.numel()]
     return largest_difference([a for a, _ in pairs], [b for _, b in pairs])
-
-
-def _is_rounding_alone(twin: nn.Module, images: Tensor) -> bool:
-    try:
-        with in_float64(twin):
-            together, alone = (tensors(twin(images[:count].double())) for count in (len(images), 1))
-    except Exception:  # code for float32 alone, or a device without float64
-        return False
-    return _difference_alone(together, alone) is None
 
 
 def require_same_in_training(root: nn.Module, images: Tensor) -> None:
@@ -166,13 +157,22 @@ def _compare(what: str, first: list[Tensor], second: list[Tensor]) -> None:
         raise RewriteError(f"{what} differ by {error:.3g}; {_STATE}; {_WAY_OUT}")
 
 
-@contextlib.contextmanager
-def in_float64(root: nn.Module) -> Iterator[None]:
-    """Hold parameters and buffers of a network in float64 within the block; afterward they are as before.
+def outputs_in_float64(root: nn.Module, *batches: Tensor) -> list[list[Tensor]] | None:
+    """Return a network's outputs of each batch, computed in float64; None if it or the device has only float32.
 
-    Images that differ in float32 and agree here differ by rounding, which some networks amplify: those whose values
+    Outputs that differ in float32 and agree here differ by rounding, which some networks amplify: those whose values
     grow from layer to layer, for example, as they do with untrained batch norms.
     """
+    try:
+        with _in_float64(root):
+            return [tensors(root(images.double())) for images in batches]
+    except Exception:
+        return None
+
+
+@contextlib.contextmanager
+def _in_float64(root: nn.Module) -> Iterator[None]:
+    """Hold parameters and buffers of a network in float64 within the block; afterward they are as before."""
     held = [one for one in (*root.parameters(), *root.buffers()) if one.is_floating_point()]
     before = [one.data for one in held]
     try:

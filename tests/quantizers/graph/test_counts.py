@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 from quantizers import QuantSpec, RewriteError, Student, prepare
 from quantizers.graph.proving.batches import require_same_of_more
 from quantizers.graph.proving.counts import MOST_IMAGES, Size, SizesOfBatch
-from quantizers.graph.proving.repeated import in_float64, largest_difference, require_same_in_eval
+from quantizers.graph.proving.repeated import _in_float64, largest_difference, require_same_in_eval
 
 IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 Operation = Callable[[Any, Tensor], Tensor]
@@ -222,7 +222,7 @@ def test_float64_is_for_the_block_alone() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     net[0].half()
     before = {name: (one, one.data_ptr()) for name, one in net.state_dict(keep_vars=True).items()}
-    with in_float64(net):
+    with _in_float64(net):
         assert {one.dtype for one in net.parameters()} == {torch.float64}
         net[1].running_mean += 1
         assert net[1].num_batches_tracked.dtype is torch.int64

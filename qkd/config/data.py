@@ -60,19 +60,19 @@ class DataConfig(Section):
     download: bool = Field(True, description="download a torchvision data set that is not in root")
     image_size: Size | None = Field(
         None,
-        description="size in pixels that images of a folder are resized to, and digits enlarged to: one side,"
+        description="size in pixels that images are resized to (digits are only enlarged): one side,"
         " or [height, width]; default: keep their size",
     )
     resize: Annotated[Literal["crop", "stretch", "pad"], NEWER] = Field(
         "crop",
-        description="folder: crop: cover the size, then crop the center; stretch: resize both sides, changing the "
+        description="crop: cover the size, then crop the center; stretch: resize both sides, changing the "
         "aspect ratio; pad: fit inside, with black borders",
     )
     resize_size: Annotated[Annotated[Pixels, Field(ge=1)] | None, NEWER] = Field(
-        None, description="folder, crop: shorter side in pixels before the center crop; default: just large enough"
+        None, description="crop: shorter side in pixels before the center crop; default: just large enough"
     )
     interpolation: Annotated[Literal["bilinear", "bicubic"], NEWER] = Field(
-        "bilinear", description="folder: interpolation when resizing"
+        "bilinear", description="interpolation when resizing (digits: always bilinear)"
     )
     train_crop: Annotated[Literal["fixed", "random"], NEWER] = Field(
         "fixed",
@@ -92,7 +92,7 @@ class DataConfig(Section):
         " but changes pixels",
     )
     channels: Annotated[Literal[1, 3] | None, NEWER] = Field(
-        None, description="folder: 1 gray, 3 color; default: gray if all images are"
+        None, description="1 gray, 3 color; default: gray if all images are"
     )
     mean: Annotated[tuple[Share, ...] | None, NEWER] = Field(
         None, description="mean per channel, 0..1, to match given weights; default: that of the training images"

@@ -22,12 +22,13 @@ from qkd.data.sets import (
     load_folder_splits,
     load_npz_splits,
     load_vision_splits,
+    resize_parts,
 )
 from qkd.data.sets.digits import SIDE
 from qkd.data.splits import Parts, Split, Splits
 from qkd.data.statistics import channel_statistics
 from qkd.foreign import nearest
-from qkd.image_size import ImageSize, image_size_of, size_text
+from qkd.image_size import height_width, image_size_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -94,7 +95,8 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
     _require_known(config.name)
     config = preprocessed(config)
     parts, target = DATASETS[config.name](config), None
-    facts, resize = facts_of(parts), _resize_of(parts.train)
+    facts = facts_of(parts)
+    parts, resize = _in_form(parts, config)
     fingerprint = facts.fingerprint
     if config.domains is not None:
         (parts, target), fingerprint = divide_domains(parts, config), domain_mark(fingerprint, config)
@@ -108,7 +110,7 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
     train = _limit(train, config.train_limit, len(classes), generator)
     channels, height, width = everything.image_shape
     size = image_size_of(height, width)
-    _check_form(config, channels, size)
+    _check_channels(config, channels)
     _require_full_batch(config, {"validation": len(val), "test": len(test)})
     mean, std = channel_statistics(train) if config.mean is None or config.std is None else (config.mean, config.std)
     return Splits(
@@ -128,8 +130,17 @@ def _require_full_batch(config: DataConfig, counts: Mapping[str, int]) -> None:
         )
 
 
-def _resize_of(split: Split) -> str:
-    return split.fit.name if isinstance(split, FolderSplit) else "none"
+def _in_form(parts: Parts, config: DataConfig) -> tuple[Parts, str]:
+    """Return the parts with the size and channels that the config asks for, and the name of the resize rule."""
+    if isinstance(parts.train, FolderSplit):
+        return parts, parts.train.fit.name
+    channels, height, width = parts.train.image_shape
+    wanted = config.channels or channels, *height_width(config.image_size or (height, width))
+    if wanted == (channels, height, width):
+        return parts, "none"
+    fit = folder_form(config).fit
+    made = resize_parts(parts, channels=wanted[0], image_size=wanted[1:], fit=fit)
+    return made, "none" if wanted[1:] == (height, width) else fit.name
 
 
 def _held_out(parts: Parts, train: int, learned: int, val: int, config: DataConfig) -> str:
@@ -207,20 +218,12 @@ def _limit(split: Split, limit: int | None, classes: int, generator: torch.Gener
     return kept
 
 
-def _check_form(config: DataConfig, channels: int, found: ImageSize) -> None:
-    if config.image_size is not None and config.image_size != found:
-        raise DataError(
-            f"data.image_size: images of {config.name!r} are {size_text(found)}, not {size_text(config.image_size)} "
-            f"pixels; only digits and folders of images are resized, so omit it"
-        )
+def _check_channels(config: DataConfig, channels: int) -> None:
     if config.channels is not None and config.channels != channels:
-        raise DataError(
-            f"data.channels: images of {config.name!r} have {channels}, not {config.channels}; only folders of images "
-            f"are converted, so omit it"
-        )
+        raise DataError(f"data.channels: {config.channels}, but `domains` with a color have {channels}; omit it")
     for name, values in (("mean", config.mean), ("std", config.std)):
         if values is not None and len(values) != channels:
-            way = "; data.channels: 3 reads a folder of gray images as color" if channels == 1 else ""
+            way = "; data.channels: 3 reads gray images as color" if channels == 1 else ""
             raise DataError(f"data.{name}: has {len(values)} values, but the images have {channels} channels{way}")
 
 

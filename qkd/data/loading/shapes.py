@@ -52,8 +52,7 @@ def image_shape(config: DataConfig) -> ImageShape:
     """
     if config.name in PUBLISHED:
         shape = PUBLISHED[config.name]
-        if config.name == "digits" and config.image_size is not None:  # digits are enlarged
-            shape = replace(shape, image_size=config.image_size)
-        return replace(shape, channels=channels_in(config.domains or {}, shape.channels))
+        size, channels = config.image_size or shape.image_size, config.channels or shape.channels
+        return replace(shape, image_size=size, channels=channels_in(config.domains or {}, channels))
     splits = load_splits(config, seed=0)
     return ImageShape(len(splits.classes), splits.channels, splits.image_size)

@@ -4,6 +4,7 @@ from qkd.data.sets.arrays import load_npz_splits
 from qkd.data.sets.digits import load_digits_splits
 from qkd.data.sets.fitting import Fit
 from qkd.data.sets.folder import FolderSplit, Form, list_folder, load_folder_splits
+from qkd.data.sets.resized import resize_parts
 from qkd.data.sets.rows import ArraySplit
 from qkd.data.sets.vision import VISION_SETS, load_vision_splits
 
@@ -18,4 +19,5 @@ __all__ = [
     "load_folder_splits",
     "load_npz_splits",
     "load_vision_splits",
+    "resize_parts",
 ]

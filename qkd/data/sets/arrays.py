@@ -87,8 +87,6 @@ def _check_images(archive: Archive, images: ArrayHeader) -> None:
         )
     if 0 in shape:
         raise DataError(f"{path}: `images` is empty, found shape {list(shape)}")
-    if shape[1] != shape[2]:
-        raise DataError(f"{path}: images must be square, found {shape[1]}x{shape[2]}; crop or pad them")
 
 
 def _not_finite(archive: Archive, images: ArrayHeader) -> str:

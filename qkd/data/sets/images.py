@@ -104,7 +104,7 @@ def decode_into(
     if piece is not None:
         left, top, width, height = _scaled(piece, (pixels.shape[1], pixels.shape[0]), divisor, frame)
         pixels, fit = pixels[top : top + height, left : left + width], Fit("stretch", None, fit.interpolation)
-    _fit_into(out, pixels, fit)
+    fit_into(out, pixels, fit)
 
 
 def _jpeg_data(path: Path) -> bytearray | None:
@@ -143,8 +143,15 @@ def _scaled(piece: Piece, size: tuple[int, int], divisor: int, frame: jpeg.Frame
     return left, top, max(1, min(edges[2], size[0]) - left), max(1, min(edges[3], size[1]) - top)
 
 
-def _fit_into(out: Tensor, pixels: npt.NDArray[np.uint8], fit: Fit) -> None:
-    """Resize pixels ``[height, width(, channels)]`` and write them to planes."""
+def fit_into(out: Tensor, pixels: npt.NDArray[np.uint8], fit: Fit) -> None:
+    """Resize an image and write it to planes.
+
+    Args:
+        out: uint8, contiguous, shape ``[channels, height, width]``.
+        pixels: C-contiguous within a row, shape ``[height, width]`` or ``[height, width, channels]``; one channel fills
+            all planes, otherwise there are as many as planes.
+        fit: How the image is resized to the size of ``out``.
+    """
     resize = resampling.load()
     wanted = out.shape[2], out.shape[1]
     is_gray = pixels.ndim == 2 or pixels.shape[2] == 1
@@ -162,9 +169,14 @@ def _fit_into(out: Tensor, pixels: npt.NDArray[np.uint8], fit: Fit) -> None:
 
 def _refuse_sizes(path: Path, size: tuple[int, int], out: Tensor, fit: Fit) -> None:
     """Reject decompression bombs: too many pixels in the file, after resizing, or when only columns are resized."""
-    resized = fit.resized(size, (out.shape[2], out.shape[1]))
-    for one in (size, resized, (resized[0], size[1])):
+    for one in (size, *sizes_between(size, (out.shape[2], out.shape[1]), fit)):
         _refuse_bomb(path, one)
+
+
+def sizes_between(size: tuple[int, int], wanted: tuple[int, int], fit: Fit) -> tuple[tuple[int, int], ...]:
+    """Return the sizes ``(width, height)`` that an image has while it is resized: all rows first, then all columns."""
+    made = fit.placed(size, wanted)[0]
+    return (made[0], size[1]), made
 
 
 @contextmanager

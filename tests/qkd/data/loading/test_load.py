@@ -114,11 +114,12 @@ def test_wrong_settings_are_refused(settings: dict[str, object], message: str) -
         load_splits(DataConfig(**settings), seed=0)  # type: ignore[arg-type]
 
 
-def test_only_digits_and_folders_are_resized(tmp_path: Path) -> None:
+def test_sets_in_arrays_are_resized(tmp_path: Path) -> None:
     config = DataConfig(name="npz", path=write_npz_set(tmp_path), image_size=32)
-    with pytest.raises(DataError, match="images of 'npz' are 8x8, not 32"):
-        load_splits(config, seed=0)
-    assert digits(image_size=32).image_size == 32
+    splits = load_splits(config, seed=0)
+    assert (splits.image_size, splits.resize) == (32, "crop")
+    splits = digits(image_size=32)
+    assert (splits.image_size, splits.resize) == (32, "none")
 
 
 def test_one_class_cannot_be_learned(tmp_path: Path) -> None:

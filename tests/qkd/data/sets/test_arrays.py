@@ -69,6 +69,14 @@ def test_gray_images_and_any_integers_are_read(tmp_path: Path, shape: tuple[int,
     assert splits.train.batch(torch.tensor([0]), "cpu")[0].shape == (1, 1, 6, 6)
 
 
+def test_images_that_are_not_square_stay_so(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        write(tmp_path, part, images=IMAGES[:, :5], labels=LABELS)
+    splits = load(tmp_path)
+    assert splits.image_size == (5, 6)
+    assert splits.train.batch(torch.tensor([0]), "cpu")[0].shape == (1, 3, 5, 6)
+
+
 def test_class_names_come_from_the_json_file(good: Path) -> None:
     (good / "classes.json").write_text(json.dumps(["cat", "dog", "eel", "fox"]))
     assert load(good).classes == ("cat", "dog", "eel", "fox")
@@ -109,7 +117,6 @@ BROKEN_IMAGES[0, 0, 0, 0] = np.nan
         ({"images": IMAGES[:, None], "labels": LABELS}, "must be [n, height, width] or"),
         ({"images": IMAGES[:, 0, 0], "labels": LABELS}, "must be [n, height, width]"),
         ({"images": np.moveaxis(IMAGES, 3, 1), "labels": LABELS}, "(channels last), found [30, 3, 6, 6]"),
-        ({"images": IMAGES[:, :5], "labels": LABELS}, "must be square, found 5x6"),
         ({"images": IMAGES[:0], "labels": LABELS[:0]}, "`images` is empty"),
         ({"images": IMAGES, "labels": LABELS.astype(float)}, "`labels` must be integers, found float64"),
         ({"images": IMAGES, "labels": LABELS > 0}, "`labels` must be integers, found bool"),
@@ -180,11 +187,6 @@ def test_a_plain_pickle_is_refused(good: Path) -> None:
     assert "train.npz: damaged or not a NumPy archive" in refusal(good)
     (good / "train.npz").write_bytes(b"\x80\x04N.")
     assert "train.npz: is a pickle, which is never opened" in refusal(good)
-
-
-def test_another_size_than_configured_is_refused(good: Path) -> None:
-    with pytest.raises(DataError, match="only digits and folders of images are resized"):
-        load(good, image_size=32)
 
 
 @pytest.fixture

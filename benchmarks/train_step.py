@@ -15,8 +15,9 @@ other load does not affect (with ``--threads 1``). Peak memory is read in a sepa
     python benchmarks/train_step.py --devices 2 --variants float ours_w2a2
 
 compares N processes of one core each, which share every batch, with one process on one core: efficiency is the time of
-one over N times that of N (1 is perfect). ``cpu_efficiency`` is the same for CPU time, which other load does not
-affect: it only misses the time that processes wait for each other.
+one over N times that of N (1 is perfect). ``efficiency_apart`` is the same for N processes that take their share of a
+batch but never exchange a gradient: what the machine allows. ``cpu_efficiency`` is the efficiency in CPU time, which
+other load does not affect: it only misses the time that processes wait for each other.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -192,27 +194,38 @@ def take_part(args: argparse.Namespace) -> None:
 
 
 def measure_devices(args: argparse.Namespace) -> dict[str, Any]:
-    """Time each variant with one and with N processes, in turn, and return medians and efficiencies."""
+    """Time each variant with one process, with N that train together, and with N that share nothing but the machine."""
     results: dict[str, Any] = {}
+    groups = {"one": (1, 1), "many": (1, args.devices), "apart": (args.devices, 1)}  # groups, processes in each
     for variant in args.variants:
-        found: dict[int, list[dict[str, float]]] = {1: [], args.devices: []}
-        for size in [1, args.devices] * 3:
-            found[size].append(_together(variant, size, args))
-        one, many = ({key: statistics.median(row[key] for row in found[size]) for key in ("step_ms", "cpu_ms")}
-                     for size in found)  # fmt: skip
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in groups}
+        for name, (count, size) in [*groups.items()] * 3:
+            found[name].append(_at_once(variant, count, size, args, batch=args.batch // count))
+        times = {
+            name: {key: statistics.median(row[key] for row in rows) for key in ("step_ms", "cpu_ms")}
+            for name, rows in found.items()
+        }
+        one = times["one"]
         results[variant] = {
-            "one_ms": round(one["step_ms"], 1),
-            "many_ms": round(many["step_ms"], 1),
-            "efficiency": round(one["step_ms"] / (args.devices * many["step_ms"]), 3),
-            "cpu_efficiency": round(one["cpu_ms"] / many["cpu_ms"], 3),
+            **{f"{name}_ms": round(row["step_ms"], 1) for name, row in times.items()},
+            "efficiency": round(one["step_ms"] / (args.devices * times["many"]["step_ms"]), 3),
+            "efficiency_apart": round(one["step_ms"] / (args.devices * times["apart"]["step_ms"]), 3),
+            "cpu_efficiency": round(one["cpu_ms"] / times["many"]["cpu_ms"], 3),
         }
     return results
 
 
-def _together(variant: str, size: int, args: argparse.Namespace) -> dict[str, float]:
+def _at_once(variant: str, count: int, size: int, args: argparse.Namespace, *, batch: int) -> dict[str, float]:
+    """Return the mean times of ``count`` trainings of ``size`` processes each, all running at once."""
+    with ThreadPoolExecutor(count) as pool:
+        rows = list(pool.map(lambda _: _together(variant, size, args, batch=batch), range(count)))
+    return {key: statistics.mean(row[key] for row in rows) for key in rows[0]}
+
+
+def _together(variant: str, size: int, args: argparse.Namespace, *, batch: int) -> dict[str, float]:
     from qkd.engines.launching import member_environment
 
-    command = [sys.executable, __file__, "--member", variant, "--net", args.net, "--batch", str(args.batch)]
+    command = [sys.executable, __file__, "--member", variant, "--net", args.net, "--batch", str(batch)]
     command += ["--size", str(args.size), "--rounds", str(args.rounds), "--warmup", str(args.warmup)]
     with tempfile.TemporaryDirectory() as folder:
         environments = [member_environment(rank, size, Path(folder), os.environ) for rank in range(size)]

@@ -104,7 +104,8 @@ class DataConfig(Section):
         None,
         pattern=r"^torchvision(/[A-Za-z0-9_]+)?$",
         description="torchvision: use the mean, std, size and resize rule of torchvision's ImageNet weights "
-        "for the teacher's net (torchvision/<net>: for that net)",
+        "for the teacher's net (torchvision/<net>: for that net); a set that is not a folder keeps its size "
+        "unless image_size is given",
     )
     test_fraction: Annotated[float, Field(gt=0, lt=1), NEWER] = Field(
         0.2, description="folder without test/ and val/: share of each class that becomes the test set"

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def preprocessed(config: DataConfig) -> DataConfig:
     """Return a data section with the values that ``preprocess`` stands for; other given values are kept.
 
-    For a set that is not a folder, only mean and std apply, since its images have a fixed size.
+    A set that is not a folder keeps the size of its images unless ``image_size`` is given.
 
     Args:
         config: The ``data`` section of an experiment.
@@ -26,10 +26,10 @@ def preprocessed(config: DataConfig) -> DataConfig:
     from qkd.nets.imagenet import preprocessing_of  # imports torchvision, so only if needed
 
     wanted = preprocessing_of(config.preprocess)
-    values: dict[str, object] = {"mean": wanted.mean, "std": wanted.std}
-    if config.name == "folder":
+    values: dict[str, object] = {"mean": wanted.mean, "std": wanted.std, "channels": config.channels or 3}
+    if config.name == "folder" or config.image_size is not None:
         size = config.image_size or wanted.image_size
         share = wanted.resize_size / wanted.image_size  # shorter side over center crop, at any size
-        values |= {"image_size": size, "channels": config.channels or 3, "interpolation": wanted.interpolation}
+        values |= {"image_size": size, "interpolation": wanted.interpolation}
         values |= {"resize_size": round(min(height_width(size)) * share)} if config.resize == "crop" else {}
     return config.model_copy(update=values)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from qkd.config import DataConfig
 from qkd.data.domains import channels_in
 from qkd.data.loading.load import load_splits
+from qkd.data.loading.preprocessing import preprocessed
 from qkd.image_size import ImageSize
 
 
@@ -51,6 +52,7 @@ def image_shape(config: DataConfig) -> ImageShape:
         OSError: If a file of the set cannot be read.
     """
     if config.name in PUBLISHED:
+        config = preprocessed(config)
         shape = PUBLISHED[config.name]
         size, channels = config.image_size or shape.image_size, config.channels or shape.channels
         return replace(shape, image_size=size, channels=channels_in(config.domains or {}, channels))

@@ -29,6 +29,7 @@ FORMS: list[dict[str, Any]] = [
     {"image_size": 9, "channels": 3},
     {"channels": 1},
     {"channels": 3},
+    {"image_size": 24, "preprocess": "torchvision/efficientnet_b0"},  # bicubic, and a center crop
 ]
 
 
@@ -104,6 +105,13 @@ def test_facts_are_of_the_set_as_published(tmp_path: Path) -> None:
 def test_shapes_of_published_sets_follow_the_config(name: str) -> None:
     shape = image_shape(DataConfig(name=name, image_size=[40, 24], channels=3))
     assert (shape.channels, shape.image_size) == (3, (40, 24))
+
+
+def test_preprocess_makes_gray_sets_color_and_keeps_their_size() -> None:
+    shape = image_shape(DataConfig(name="fashion-mnist", preprocess="torchvision/resnet18"))
+    assert (shape.channels, shape.image_size) == (3, 28)
+    splits = load_splits(DataConfig(name="digits", preprocess="torchvision/resnet18"), seed=0)
+    assert (splits.image_shape, len(splits.mean)) == ((3, 8, 8), 3)
 
 
 def test_domains_with_a_color_refuse_gray(tmp_path: Path) -> None:

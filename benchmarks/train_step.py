@@ -15,9 +15,10 @@ other load does not affect (with ``--threads 1``). Peak memory is read in a sepa
     python benchmarks/train_step.py --devices 2 --variants float ours_w2a2
 
 compares N processes of one core each, which share every batch, with one process on one core: efficiency is the time of
-one over N times that of N (1 is perfect). ``efficiency_apart`` is the same for N processes that take their share of a
-batch but never exchange a gradient: what the machine allows. ``cpu_efficiency`` is the efficiency in CPU time, which
-other load does not affect: it only misses the time that processes wait for each other.
+one over N times that of N (1 is perfect). ``efficiency_own_statistics`` is that without synchronized batch norm, which
+waits for the others at every layer (``sync_batch_norm: false``), ``efficiency_apart`` that of N processes that take
+their share of a batch but never exchange anything: what the machine allows. ``cpu_efficiency`` is the efficiency in CPU
+time, which other load does not affect: it only misses the time that processes wait for each other.
 """
 
 from __future__ import annotations
@@ -146,19 +147,26 @@ def make_step(
 def shared_step(variant: str, args: argparse.Namespace) -> Callable[[], None]:
     """Return a function that does one process's part of a step, as in the training loop."""
     from qkd.engines.engine import current
+    from qkd.training.arithmetic.folded import FoldedNet
+    from qkd.training.arithmetic.race import TORCH_FORMATS
 
-    engine = current()
+    engine, layout = current(), TORCH_FORMATS[args.memory_format]
     images, labels = _data(args)
     part = engine.share(len(images))
-    teacher, student = build("float", args.net, images).eval(), build(variant, args.net, images)
+    teacher: Callable[[Tensor], Tensor] = build("float", args.net, images).eval()
+    student = build(variant, args.net, images).to(memory_format=layout)
+    teacher = FoldedNet(teacher) if variant.startswith("ours") else teacher
     optimizer = torch.optim.SGD(student.parameters(), lr=1e-3, momentum=0.9, nesterov=True)
-    own, targets = images[part], labels[part]
+    own, targets = images[part].contiguous(memory_format=layout), labels[part]
+    reduced = torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bf16")
 
     def step() -> None:
-        with torch.no_grad():
-            target = F.softmax(teacher(own) / 4, dim=1)
+        with torch.no_grad(), reduced:
+            target = teacher(own)
+        target = F.softmax(target.float() / 4, dim=1)
         with engine.training([student]):
-            logits = student(own)
+            with reduced:
+                logits = student(own).float()
             loss = F.cross_entropy(logits, targets)
             loss = loss + F.kl_div(F.log_softmax(logits / 4, 1), target, reduction="batchmean")
             optimizer.zero_grad(set_to_none=True)
@@ -178,7 +186,7 @@ def take_part(args: argparse.Namespace) -> None:
     from qkd.engines.joining import joined
 
     torch.set_num_threads(1)
-    with joined("cpu") as engine:
+    with joined("cpu", synchronizes=not args.own_statistics) as engine:
         step, times = shared_step(args.member, args), []
         for _ in range(args.warmup):
             step()
@@ -194,12 +202,20 @@ def take_part(args: argparse.Namespace) -> None:
 
 
 def measure_devices(args: argparse.Namespace) -> dict[str, Any]:
-    """Time each variant with one process, with N that train together, and with N that share nothing but the machine."""
+    """Time each variant with one process, and with N that train together, wholly or in part, or apart."""
     results: dict[str, Any] = {}
-    groups = {"one": (1, 1), "many": (1, args.devices), "apart": (args.devices, 1)}  # groups, processes in each
+    # groups, processes in each, and whether batch norm has the statistics of each share
+    groups = {
+        "one": (1, 1, False), "many": (1, args.devices, False), "own_statistics": (1, args.devices, True),
+        "apart": (args.devices, 1, False),
+    }  # fmt: skip
+    torch.set_num_threads(1)
+    args.chosen, args.race_ms = choose(args, _data(args)[0])
+    print("the toolkit's arithmetic:", *args.chosen, args.race_ms, file=sys.stderr)
     for variant in args.variants:
         found: dict[str, list[dict[str, float]]] = {name: [] for name in groups}
-        for name, (count, size) in [*groups.items()] * 3:
+        for name, (count, size, own) in [*groups.items()] * 3:
+            args.own_statistics = own
             found[name].append(_at_once(variant, count, size, args, batch=args.batch // count))
         times = {
             name: {key: statistics.median(row[key] for row in rows) for key in ("step_ms", "cpu_ms")}
@@ -208,8 +224,13 @@ def measure_devices(args: argparse.Namespace) -> dict[str, Any]:
         one = times["one"]
         results[variant] = {
             **{f"{name}_ms": round(row["step_ms"], 1) for name, row in times.items()},
-            "efficiency": round(one["step_ms"] / (args.devices * times["many"]["step_ms"]), 3),
-            "efficiency_apart": round(one["step_ms"] / (args.devices * times["apart"]["step_ms"]), 3),
+            **{
+                "efficiency" if name == "many" else f"efficiency_{name}": round(
+                    one["step_ms"] / (args.devices * row["step_ms"]), 3
+                )
+                for name, row in times.items()
+                if name != "one"
+            },
             "cpu_efficiency": round(one["cpu_ms"] / times["many"]["cpu_ms"], 3),
         }
     return results
@@ -227,6 +248,9 @@ def _together(variant: str, size: int, args: argparse.Namespace, *, batch: int) 
 
     command = [sys.executable, __file__, "--member", variant, "--net", args.net, "--batch", str(batch)]
     command += ["--size", str(args.size), "--rounds", str(args.rounds), "--warmup", str(args.warmup)]
+    precision, memory_format = arithmetic_of(variant, args.chosen)
+    command += ["--precision", precision, "--memory-format", memory_format]
+    command += ["--own-statistics"] if args.own_statistics else []
     with tempfile.TemporaryDirectory() as folder:
         environments = [member_environment(rank, size, Path(folder), os.environ) for rank in range(size)]
         started = [
@@ -352,6 +376,7 @@ def main() -> None:
     parser.add_argument("--no-memory", action="store_true", help="omit the memory measurements")
     parser.add_argument("--devices", type=int, default=1, help="compare this many processes of one core with one")
     parser.add_argument("--member", help=argparse.SUPPRESS)
+    parser.add_argument("--own-statistics", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if args.member:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
+from functools import cached_property
 from typing import Any, TypeVar, cast
 
 import torch
@@ -13,8 +14,10 @@ from torch import Tensor, distributed, nn
 
 from qkd.engines.batch_norm import synchronized
 from qkd.engines.engine import Engine, FirstFailedError, PeerLostError, alone, current, shared_rows
+from qkd.engines.wires import Wires, connect
 
 T = TypeVar("T")
+TRAINING_TIMEOUT = timedelta(minutes=30)  # between two steps: another process may be writing a checkpoint
 FOR_ANY_WORK = timedelta(days=30)  # a long export is no reason to give up; dead processes are detected differently
 _DONE, _FAILED = "done ", "failed"
 
@@ -94,6 +97,12 @@ class DeviceGroup(Engine):
         self._tell(f"{key}/{self.rank}", _DONE + text)
         return [self._hear(f"{key}/{rank}") for rank in range(self.size)]
 
+    def leave(self) -> None:
+        """Close the connections to the other processes."""
+        wires = self.__dict__.pop("_wires", None)
+        if wires is not None:
+            wires.close()
+
     def report(self) -> bool:
         """Return whether this process is the first to report a failure, so that only one does."""
         return bool(self._store.add("reports", 1) == 1)
@@ -167,8 +176,16 @@ class DeviceGroup(Engine):
         return synchronized(modules, self._reduce, lambda: current() is self and not self._is_whole)
 
     def _reduce(self, tensor: Tensor) -> None:
+        if Wires.takes(tensor) and self._wires is not None:
+            self._wires.reduce(tensor)
+            return
         with _reached():
             distributed.all_reduce(tensor, group=self._way(tensor))
+
+    @cached_property
+    def _wires(self) -> Wires | None:
+        """Connections for small sums; made by the first one, in all processes at once."""
+        return connect(self.rank, self.size, TRAINING_TIMEOUT, self.texts)
 
     def _way(self, tensor: Tensor) -> distributed.ProcessGroup | None:
         """Return the group that sends a tensor: GPU groups cannot send CPU tensors."""

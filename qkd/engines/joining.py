@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from qkd.engines.engine import Engine, FirstFailedError, PeerLostError, using
@@ -17,7 +16,6 @@ from qkd.files import only_reading
 if TYPE_CHECKING:
     from qkd.engines.group import DeviceGroup
 
-TRAINING_TIMEOUT = timedelta(minutes=30)  # between two steps: another process may be writing a checkpoint
 GRACE_S = 2.0  # so that the process where the error occurred reports first
 _joined: list[DeviceGroup] = []
 
@@ -42,6 +40,7 @@ def joined(device: str, *, synchronizes: bool = True) -> Iterator[Engine]:
     with using(group), nullcontext() if group.is_first else only_reading():
         yield group
     group.wait()  # the first process hosts the store of the others
+    group.leave()
     _joined.clear()
     _leave()
 
@@ -75,7 +74,7 @@ def _join(device: str, *, synchronizes: bool) -> DeviceGroup:
     import torch
     from torch import distributed
 
-    from qkd.engines.group import DeviceGroup
+    from qkd.engines.group import TRAINING_TIMEOUT, DeviceGroup
 
     local, backend = int(os.environ.get("LOCAL_RANK", "0")), _backend(device)
     if backend == "nccl":
@@ -95,6 +94,8 @@ def _join(device: str, *, synchronizes: bool) -> DeviceGroup:
 
 def _store(rank: int, size: int) -> Any:
     from torch.distributed import FileStore, PrefixStore, rendezvous  # type: ignore[attr-defined]
+
+    from qkd.engines.group import TRAINING_TIMEOUT
 
     if is_started_by_us():
         return FileStore(os.environ[MEETING], size)

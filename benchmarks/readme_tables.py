@@ -159,9 +159,7 @@ def figures() -> dict[str, str]:
         f"{step['ours_w2a2']['ratio_to_plain']:.2f} and {step['ours_w4a4']['ratio_to_plain']:.2f}",
         "step with AMX": f"{_both(amx, 'ratio_to_plain')}, and {_both(amx, 'ratio_to_float')} times as long as a float "
         "step in bfloat16",
-        "two processes with AMX": f"two processes make {2 * _efficiency('train_step_devices_amx.json')[0]:.2f} times "
-        "the steps of one",
-        "two processes": _scaling(),
+        **_scaling(),
         "augment": f"Against torchvision's RandAugment on PIL images it is {native[0]:.0f} times as fast at 32x32 and "
         f"{native[1]:.1f} times at 224x224 ({avx2:.1f} times where it is compiled for AVX2)",
         "sizes": f"ResNet-18 is {slow['w4a4']['fp32_size_over']:.1f} times smaller than FP32 at 4 bits and "
@@ -184,17 +182,27 @@ def _both(results: dict[str, Any], ratio: str) -> str:
     return f"{results['ours_w2a2'][ratio]:.2f} and {results['ours_w4a4'][ratio]:.2f}"
 
 
-def _efficiency(name: str) -> list[float]:
-    found = read(name)["results"]
-    return [found[variant]["efficiency"] for variant in ("float", "ours_w2a2")]
+def _scaling() -> dict[str, str]:
+    """Return how many times the steps of one process two processes make."""
 
+    def times(file: str, key: str = "efficiency") -> list[str]:
+        found = read(file)["results"]
+        return [f"{2 * found[variant][key]:.2f}" for variant in ("float", "ours_w2a2")]
 
-def _scaling() -> str:
-    parts = _efficiency("train_step_devices.json")
-    return (
-        f"two processes of one core each make {2 * parts[0]:.2f} times the steps of one in float and "
-        f"{2 * parts[1]:.2f} times at 2 bits"
+    new, old = "train_step_devices_amx.json", "train_step_devices.json"
+    both, own, apart, before = (
+        times(new),
+        times(new, "efficiency_own_statistics"),
+        times(new, "efficiency_apart"),
+        times(old),
     )
+    return {
+        "two processes": f"two processes of one core each make {both[0]} times the steps of one in float and {both[1]} "
+        "times at 2 bits",
+        "two processes, own statistics": f"it is {own[0]} and {own[1]} times without synchronized batch norm",
+        "two processes, apart": f"{apart[0]} and {apart[1]} times with processes that exchange nothing",
+        "two processes, before": f"{before[0]} and {before[1]} times on an AMD machine",
+    }
 
 
 def _runtime_figures() -> dict[str, str]:

@@ -403,6 +403,6 @@ def positive(scale: Tensor) -> Tensor:
     plain = (
         type(scale) in (Tensor, torch.nn.Parameter) and scale.device.type == "cpu" and not torch.compiler.is_compiling()
     )
-    if plain and bool(scale > TINY if scale.numel() == 1 else (scale > TINY).all()):
+    if plain and (scale if scale.numel() == 1 else scale.detach().min()).item() > TINY:
         return scale
     return scale.abs().clamp_min(TINY)

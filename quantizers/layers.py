@@ -126,7 +126,7 @@ class _Deployable:
             return None
         factor = self.bn.weight
         can_ask = type(factor) in (Tensor, nn.Parameter) and factor.device.type == "cpu"  # a GPU would have to wait
-        if can_ask and not torch.compiler.is_compiling() and not bool((factor < 0).any()):
+        if can_ask and not torch.compiler.is_compiling() and not factor.detach().min().item() < 0:
             return None
         sign = torch.where(self.bn.weight.detach() < 0, -1.0, 1.0).to(self.weight.dtype)
         return sign.reshape((-1,) + (1,) * (self.weight.dim() - 1))

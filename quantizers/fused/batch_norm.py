@@ -108,14 +108,11 @@ class _BatchNorm(torch.autograd.Function):
         if step is not None and low is not None and high is not None:
             grid = torch.stack((step, low, high))
         mean, var, count = _statistics(native, x, how.reduce)
-        _follow(norm, mean, var, count)
-        spread = 1.0 / torch.sqrt(var + norm.eps)
-        factor = (weight.double() * spread).float()
-        shift = (bias.double() - mean * factor.double()).float()
-        table = _by_lane(x, mean.float(), factor, shift)
-        ctx.save_for_backward(x, weight, bias, step, low, high, grid, table, spread, factor)
+        scaled = passes.scaling(native, x, mean, var, weight, bias, norm.eps, count)
+        _follow(norm, scaled)
+        ctx.save_for_backward(x, weight, bias, step, low, high, grid, scaled.table, scaled.brief, scaled.spread)
         ctx.count, ctx.how = count, how
-        return passes.normalized(native, x, table, grid)
+        return passes.normalized(native, x, scaled.table, grid)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -126,21 +123,21 @@ class _BatchNorm(torch.autograd.Function):
 
 @once_differentiable
 def _closed_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, bias, step, _, _, grid, table, spread, factor = ctx.saved_tensors
+    x, weight, bias, step, _, _, grid, *rest = ctx.saved_tensors
+    scaled = passes.Scaling(*rest)
     how: _How = ctx.how
     native, scale, residual = how.compiled(x), 1.0, True
     if how.grid is not None:
         scale, residual = how.grid.grad_scale, how.grid.residual
     grad = grad.to(x.dtype).contiguous(memory_format=torch.channels_last)
-    inner, offsets, slopes, total = passes.gradients(native, grad, x, table, grid, residual=residual)
-    by_weight, by_bias = (slopes * spread).to(weight.dtype), offsets.to(bias.dtype)
+    inner, offsets, slopes, total = passes.gradients(native, grad, x, scaled.table, grid, residual=residual)
+    by_weight, by_bias = (slopes * scaled.spread).to(weight.dtype), offsets.to(bias.dtype)
     if how.reduce is not None:
         sums = torch.cat((offsets, slopes))
         how.reduce(sums)
         offsets, slopes = sums.chunk(2)
-    each = factor.double() / -ctx.count
-    ends = _by_lane(x, (each * spread.square() * slopes).float(), (each * offsets).float())
-    by_x = passes.finished(native, inner, x, torch.cat((table[:2], ends)), in_place=grid is not None)
+    table = passes.ends(native, x, scaled, offsets, slopes, ctx.count)
+    by_x = passes.finished(native, inner, x, table, in_place=grid is not None)
     by_step = None if step is None else (total * scale).to(step.dtype).view_as(step)
     return by_x, by_weight, by_bias, by_step, None, None, None
 
@@ -165,8 +162,7 @@ def _statistics(
     """Return mean and variance of each channel, float64 ``[channels]``, and the number of values per channel."""
     sums, squares, rounded = passes.statistics(native, x)
     count = float(x.numel() // x.size(1))
-    mean = sums / count
-    var = (squares / count - (mean - rounded[: x.size(1)].double()).square()).clamp_min(0)
+    mean, var = passes.moments(native, sums, squares, rounded, count)
     if reduce is None:
         return mean, var, count
     total = torch.cat((mean * count, (var + mean.square()) * count, mean.new_full((1,), count)))
@@ -177,16 +173,11 @@ def _statistics(
 
 
 @torch.no_grad()
-def _follow(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: float) -> None:
+def _follow(norm: nn.BatchNorm2d, scaled: passes.Scaling) -> None:
     """Update the running statistics as PyTorch does, with the unbiased variance."""
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
-    unbiased = var * (count / max(count - 1, 1.0))
+    mean, unbiased, _ = scaled.brief
     for running, value in ((norm.running_mean, mean), (norm.running_var, unbiased)):
         if running is not None:
             running.lerp_(value.to(running.dtype), norm.momentum or 0.0)
-
-
-def _by_lane(x: Tensor, *of_channels: Tensor) -> Tensor:
-    row = passes.row_of(x)
-    return torch.stack(of_channels).repeat(1, row.width // row.channels)

@@ -67,6 +67,98 @@ def statistics(native: NativeQuant | None, x: Tensor) -> tuple[Tensor, Tensor, T
     return sums, squares, mean
 
 
+def moments(native: NativeQuant | None, sums: Tensor, squares: Tensor, rounded: Tensor, count: float) -> list[Tensor]:
+    """Return mean and biased variance of each channel, float64 ``[2, channels]``, from the results of `statistics`."""
+    channels = len(sums)
+    if native is None:
+        mean = sums / count
+        return [mean, (squares / count - (mean - rounded[:channels].double()).square()).clamp_min(0)]
+    mean, var = torch.empty(channels, dtype=torch.float64), torch.empty(channels, dtype=torch.float64)
+    native.norm_moments(
+        sums.data_ptr(), squares.data_ptr(), rounded.data_ptr(), count, channels, mean.data_ptr(), var.data_ptr()
+    )
+    return [mean, var]
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How a training step scales each channel.
+
+    Args:
+        table: Mean, factor and shift of each lane, float32 ``[3, lanes]``.
+        brief: Mean, unbiased variance and factor of each channel, float32 ``[3, channels]``.
+        spread: One over the standard deviation of each channel, float64 ``[channels]``.
+    """
+
+    table: Tensor
+    brief: Tensor
+    spread: Tensor
+
+
+def scaling(
+    native: NativeQuant | None, x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, eps: float,
+    count: float,
+) -> Scaling:  # fmt: skip
+    """Return how channels are scaled.
+
+    Args:
+        native: As for :func:`statistics`.
+        x: Likewise.
+        mean: Of each channel, float64 ``[channels]``.
+        var: Biased variance, likewise.
+        weight: Float32 ``[channels]``.
+        bias: Likewise.
+        eps: Added to the variance.
+        count: Values per channel.
+    """
+    row, ratio = row_of(x), count / max(count - 1, 1.0)
+    if native is None:
+        spread = 1.0 / torch.sqrt(var + eps)
+        factor = (weight.double() * spread).float()
+        shift = (bias.double() - mean * factor.double()).float()
+        brief = torch.stack((mean.float(), (var * ratio).float(), factor))
+        return Scaling(by_lane(row, torch.stack((brief[0], factor, shift))), brief, spread)
+    weight, bias = weight.contiguous(), bias.contiguous()
+    table, brief = torch.empty(3, row.width), torch.empty(3, row.channels)
+    spread = torch.empty(row.channels, dtype=torch.float64)
+    native.norm_table(
+        mean.data_ptr(), var.data_ptr(), weight.data_ptr(), bias.data_ptr(), eps, ratio, row.channels, row.width,
+        table.data_ptr(), brief.data_ptr(), spread.data_ptr(),
+    )  # fmt: skip
+    return Scaling(table, brief, spread)
+
+
+def ends(
+    native: NativeQuant | None, x: Tensor, scaled: Scaling, offsets: Tensor, slopes: Tensor, count: float
+) -> Tensor:
+    """Return the table of :func:`finished`: mean, factor, slope and offset of each lane, float32 ``[4, lanes]``.
+
+    Args:
+        native: As for :func:`statistics`.
+        x: Likewise.
+        scaled: From the forward pass.
+        offsets: Each channel's sum of the gradient, over all processes, float64 ``[channels]``.
+        slopes: Each channel's sum of the gradient times ``x - mean``, likewise.
+        count: Values per channel, likewise.
+    """
+    row, factor = row_of(x), scaled.brief[2]
+    if native is None:
+        each = factor.double() / -count
+        slope, offset = (each * scaled.spread.square() * slopes).float(), (each * offsets).float()
+        return torch.cat((scaled.table[:2], by_lane(row, torch.stack((slope, offset)))))
+    table, offsets, slopes = torch.empty(4, row.width), offsets.contiguous(), slopes.contiguous()
+    native.norm_ends(
+        scaled.table.data_ptr(), factor.data_ptr(), scaled.spread.data_ptr(), offsets.data_ptr(), slopes.data_ptr(),
+        count, row.channels, row.width, table.data_ptr(),
+    )  # fmt: skip
+    return table
+
+
+def by_lane(row: Row, of_channels: Tensor) -> Tensor:
+    """Return values of channels ``[n, channels]`` for each lane, ``[n, lanes]``."""
+    return of_channels.repeat(1, row.width // row.channels)
+
+
 def normalized(native: NativeQuant | None, x: Tensor, table: Tensor, grid: Tensor | None) -> Tensor:
     """Return ``x * factor + shift`` per lane, in the dtype of ``x``, quantized if a grid is given.
 

@@ -44,7 +44,17 @@ class NativeQuant:
         self.codes = library.qkd_codes
         self.codes.argtypes, self.codes.restype = [pointer, pointer, number, pointer, number, number], None
         self.norm_finish.argtypes = [*[pointer] * 3, *[number] * 3, pointer, number, number]
-        for function in (self.norm_statistics, self.normalize, self.norm_gradients, self.norm_finish):
+        self.norm_moments, self.norm_table, self.norm_ends = (
+            library.qkd_norm_moments, library.qkd_norm_table, library.qkd_norm_ends,
+        )  # fmt: skip
+        real = ctypes.c_double
+        self.norm_moments.argtypes = [*[pointer] * 3, real, number, pointer, pointer]
+        self.norm_table.argtypes = [*[pointer] * 4, real, real, number, number, *[pointer] * 3]
+        self.norm_ends.argtypes = [*[pointer] * 5, real, number, number, pointer]
+        for function in (
+            self.norm_statistics, self.normalize, self.norm_gradients, self.norm_finish, self.norm_moments,
+            self.norm_table, self.norm_ends,
+        ):  # fmt: skip
             function.restype = None
 
     @staticmethod

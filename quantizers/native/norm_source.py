@@ -199,4 +199,52 @@ extern "C" void qkd_norm_finish(const void* grad, const void* x, void* out, i64 
     if (is_half) any_finish<bf16>(grad, x, out, n, part, width, table, threads);
     else any_finish<float>(grad, x, out, n, part, width, table, threads);
 }
+
+static void to_lanes(const float* of_channels, i64 channels, i64 width, float* lanes) {
+    for (i64 at = 0; at < width; at += channels) std::memcpy(lanes + at, of_channels, channels * sizeof(float));
+}
+
+// Statistics of one process: what `channel_sums` found -> mean and biased variance.
+extern "C" void qkd_norm_moments(const double* sums, const double* squares, const float* rounded, double count,
+                                 i64 channels, double* mean, double* var) {
+    for (i64 c = 0; c < channels; ++c) {
+        mean[c] = sums[c] / count;
+        double off = mean[c] - (double)rounded[c];
+        double found = squares[c] / count - off * off;
+        var[c] = found < 0.0 ? 0.0 : found;
+    }
+}
+
+// `table`: mean, factor and shift by lane. `brief`: mean, unbiased variance and factor by channel.
+extern "C" void qkd_norm_table(const double* mean, const double* var, const float* weight, const float* bias,
+                               double eps, double ratio, i64 channels, i64 width, float* table, float* brief,
+                               double* spread) {
+    float *means = brief, *unbiased = brief + channels, *factor = brief + 2 * channels;
+    float* shift = table + 2 * width;
+    for (i64 c = 0; c < channels; ++c) {
+        spread[c] = 1.0 / std::sqrt(var[c] + eps);
+        means[c] = (float)mean[c];
+        unbiased[c] = (float)(var[c] * ratio);
+        factor[c] = (float)((double)weight[c] * spread[c]);
+        shift[c] = (float)((double)bias[c] - mean[c] * (double)factor[c]);
+    }
+    to_lanes(means, channels, width, table);
+    to_lanes(factor, channels, width, table + width);
+    if (width > channels) to_lanes(shift, channels, width - channels, shift + channels);
+}
+
+// `before`: the table above; `after`: mean, factor, slope and offset by lane.
+extern "C" void qkd_norm_ends(const float* before, const float* factor, const double* spread, const double* offsets,
+                              const double* slopes, double count, i64 channels, i64 width, float* after) {
+    std::memcpy(after, before, 2 * width * sizeof(float));
+    float *slope = after + 2 * width, *offset = after + 3 * width;
+    for (i64 c = 0; c < channels; ++c) {
+        double each = (double)factor[c] / -count;
+        slope[c] = (float)(each * (spread[c] * spread[c]) * slopes[c]);
+        offset[c] = (float)(each * offsets[c]);
+    }
+    if (width == channels) return;
+    to_lanes(slope, channels, width - channels, slope + channels);
+    to_lanes(offset, channels, width - channels, offset + channels);
+}
 """

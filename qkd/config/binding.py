@@ -14,7 +14,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from qkd.config.bind_faults import Fault, describe, place, plain_faults, schema_faults
-from qkd.config.borrowed import borrowed_run, has_config, with_borrowed_teacher
+from qkd.config.borrowed import borrowed_run, form_faults, has_config, with_borrowed_teacher
+from qkd.config.data import DataConfig
 from qkd.config.experiment import RunConfig
 from qkd.config.filling import filled
 from qkd.failures import MOST_FAULTS, first_of
@@ -175,7 +176,9 @@ def load_config(name: str | Path, overrides: Iterable[str] = (), *, checks: Iter
     data = resolved_nets(in_new_spelling(read_config(path)), path.parent)
     data = {"name": name_of(path), **apply_overrides(data, overrides)}
     overridden = [text.partition("=")[0] for text in overrides]
-    return bind(_with_teacher(resolved_nets(data, Path()), shown_line(str(path)), overridden), checks=checks)
+    config = bind(_with_teacher(resolved_nets(data, Path()), shown_line(str(path)), overridden), checks=checks)
+    _require_same_form(config)
+    return config
 
 
 def name_of(path: Path) -> str:
@@ -195,6 +198,20 @@ def _with_teacher(data: dict[str, Any], file: str, overridden: Sequence[str]) ->
     if "net" in data["teacher"]:  # as in a run folder, where they are already filled in
         return data
     raise ConfigError([f"config.teacher.run: {shown_line(run)} is not a run folder: it has no config.yaml"])
+
+
+def _require_same_form(config: RunConfig) -> None:
+    """Raise unless the teacher of another run (``teacher.run``) has learned from images of this config's form."""
+    run = config.teacher.run
+    if run is None or not has_config(str(run)):
+        return
+    theirs = in_new_spelling(read_config(user_path(run) / "config.yaml"), is_stored=True).get("data")
+    try:
+        there = DataConfig.model_validate(theirs)
+    except ValidationError:  # of another version: the stage that copies the teacher says what is wrong
+        return
+    if faults := form_faults(config.data, there, shown_line(str(run))):
+        raise ConfigError(faults)
 
 
 def config_text(config: BaseModel) -> str:

@@ -7,9 +7,13 @@ import shlex
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from qkd.config.data import DataConfig
 from qkd.failures import ConfigError
 from qkd.files.user_paths import user_path
 from qkd.nets.own.copies import same_net
+
+# what changes the images that a net gets, apart from augmentation; the resize rule is last
+FORM = ("image_size", "channels", "mean", "std", "preprocess", "resize", "resize_size", "interpolation")
 
 
 def borrowed_run(data: Mapping[str, Any]) -> str | None:
@@ -41,6 +45,23 @@ def with_borrowed_teacher(
     if differing:
         raise ConfigError([_fault(*one, run=str(own["run"]), file=file, overridden=overridden) for one in differing])
     return {**data, "teacher": {**given, **taken, "run": own["run"]}}
+
+
+def form_faults(ours: DataConfig, theirs: DataConfig, run: str) -> list[str]:
+    """Return the settings in which a run gives images another form than the run of its teacher did.
+
+    Args:
+        ours: The ``data`` section of a config with ``teacher.run``.
+        theirs: That of the other run.
+        run: The other run's folder.
+    """
+    keys = FORM if (ours.image_size, theirs.image_size) != (None, None) else FORM[: FORM.index("resize")]
+    return [
+        f"config.data.{key}: {json.dumps(here)}, but the teacher of {run} has learned from images with "
+        f"{json.dumps(there)}; use that, or train a teacher without teacher.run"
+        for key in keys
+        if (here := getattr(ours, key)) != (there := getattr(theirs, key))
+    ]
 
 
 def has_config(name: str) -> bool:

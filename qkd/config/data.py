@@ -131,7 +131,7 @@ class DataConfig(Section):
         "statistics, with this many images per batch, and drop the last incomplete batch; "
         "default: running statistics, as in the exported file",
     )
-    workers: Workers = Field(2, description="decoding processes, for folders only")
+    workers: Workers = Field(2, description="processes that decode or resize images; none if they are in memory")
 
     @model_validator(mode="after")
     def _one_domain_is_unseen(self) -> DataConfig:

@@ -20,7 +20,7 @@ class Split(Protocol):
 
     Attributes:
         labels: Class numbers, int64, shape ``[n]``, on the CPU.
-        decodes: Whether a batch reads and decodes files (so worker processes pay off) or is a lookup in memory.
+        decodes: Whether a batch decodes files or resizes images, so that worker processes pay off, or is a lookup.
     """
 
     labels: Tensor

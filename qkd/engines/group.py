@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
-from functools import cached_property
 from typing import Any, TypeVar, cast
 
 import torch
@@ -45,6 +44,8 @@ class DeviceGroup(Engine):
         self._store, self._control = store, control
         self._messages = 0
         self._is_whole = False
+        self._wires: Wires | None = None
+        self._has_asked = False
 
     # who does what
 
@@ -99,9 +100,8 @@ class DeviceGroup(Engine):
 
     def leave(self) -> None:
         """Close the connections to the other processes."""
-        wires = self.__dict__.pop("_wires", None)
-        if wires is not None:
-            wires.close()
+        if self._wires is not None:
+            self._wires.close()
 
     def report(self) -> bool:
         """Return whether this process is the first to report a failure, so that only one does."""
@@ -176,16 +176,14 @@ class DeviceGroup(Engine):
         return synchronized(modules, self._reduce, lambda: current() is self and not self._is_whole)
 
     def _reduce(self, tensor: Tensor) -> None:
-        if Wires.takes(tensor) and self._wires is not None:
-            self._wires.reduce(tensor)
-            return
+        if Wires.takes(tensor):
+            if not self._has_asked:  # in all processes at once, by their first small sum
+                self._has_asked, self._wires = True, connect(self.rank, self.size, TRAINING_TIMEOUT, self.texts)
+            if self._wires is not None:
+                self._wires.reduce(tensor)
+                return
         with _reached():
             distributed.all_reduce(tensor, group=self._way(tensor))
-
-    @cached_property
-    def _wires(self) -> Wires | None:
-        """Connections for small sums; made by the first one, in all processes at once."""
-        return connect(self.rank, self.size, TRAINING_TIMEOUT, self.texts)
 
     def _way(self, tensor: Tensor) -> distributed.ProcessGroup | None:
         """Return the group that sends a tensor: GPU groups cannot send CPU tensors."""

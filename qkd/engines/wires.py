@@ -93,17 +93,12 @@ def connect(rank: int, size: int, timeout: timedelta, texts: Callable[[str], lis
     Returns:
         The connections; None, in all processes, if they run on several machines or one of them cannot connect.
     """
-    if int(os.environ.get("LOCAL_WORLD_SIZE", "0")) != size or not hasattr(socket, "AF_UNIX"):
-        return None
-    folder = Path(tempfile.mkdtemp(prefix="qkd-"))  # only this user can enter it
     peers: dict[int, socket.socket] = {}
-    try:
-        with socket.socket(socket.AF_UNIX) as listener:
-            addresses = texts(_listening(listener, folder / "wire", size))
-            has_met = "" not in addresses and _meet(rank, listener, addresses, peers)
-            answers = texts(_OK if has_met else _NO)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with ExitStack() as stack:
+        listener = _listening(size, stack)
+        addresses = texts("" if listener is None else str(listener.getsockname()))
+        has_met = listener is not None and "" not in addresses and _meet(rank, listener, addresses, peers)
+        answers = texts(_OK if has_met else _NO)
     wires = Wires(rank, peers, timeout)
     if _NO in answers:
         wires.close()
@@ -111,15 +106,20 @@ def connect(rank: int, size: int, timeout: timedelta, texts: Callable[[str], lis
     return wires
 
 
-def _listening(listener: socket.socket, path: Path, size: int) -> str:
-    """Return the address that others can connect to; empty if there is none."""
+def _listening(size: int, stack: ExitStack) -> socket.socket | None:
+    """Return what others can connect to, until the stack closes; None if the system, or another machine, forbids it."""
+    if os.environ.get("LOCAL_WORLD_SIZE") != str(size) or not hasattr(socket, "AF_UNIX"):
+        return None
     try:
-        listener.bind(str(path))
+        folder = tempfile.mkdtemp(prefix="qkd-")  # only this user can enter it
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(str(Path(folder) / "wire"))
         listener.listen(size)
-    except OSError:  # for example, a path that is too long
-        return ""
+    except OSError:  # for example, a full disk or a path that is too long
+        return None
     listener.settimeout(CONNECTING_S)
-    return str(path)
+    return listener
 
 
 def _meet(rank: int, listener: socket.socket, addresses: list[str], peers: dict[int, socket.socket]) -> bool:

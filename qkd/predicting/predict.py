@@ -190,6 +190,8 @@ def from_array(array: Any, facts: dict[str, Any], path: str = "the array") -> np
         array = array[None] if array.shape[2] in (1, 3) and array.shape[1] != 3 else array[..., None]
     if array.shape[3] == 1 and channels == 3:
         array = np.repeat(array, 3, axis=3)
+    elif array.shape[3] == 3 and channels == 1:
+        array = _gray(array)
     if array.shape[3] != channels:
         raise InputError(f"{path}: the model takes {channels} channel(s), found {found}")
     if array.shape[1:3] == (height, width):
@@ -198,6 +200,12 @@ def from_array(array: Any, facts: dict[str, Any], path: str = "the array") -> np
 
     planes = [Image.fromarray(one[..., 0] if channels == 1 else one) for one in np.ascontiguousarray(array)]
     return np.stack([fit_image(plane, facts, path) for plane in planes])
+
+
+def _gray(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return the gray values of color images, ``[..., 1]``, with the weights and rounding of Pillow (ITU-R 601-2)."""
+    red, green, blue = (pixels[..., place].astype(np.uint32) for place in range(3))
+    return np.asarray((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16, np.uint8)[..., None]
 
 
 def open_image(path: str) -> Any:

@@ -193,14 +193,15 @@ def _of_archive(path: Path, model: Model) -> LabeledImages:
         raise UsageError(f"{path}: needs one label per image, found {labels.dtype} {labels.shape}")
     if labels.min() < 0 or (most and labels.max() >= most):
         raise UsageError(f"{path}: labels are {labels.min()} to {labels.max()}, but the model has {most} classes")
-    pixels = from_array(images[..., None] if images.ndim == 3 else images, model.facts, str(path))
+    images = images[..., None] if images.ndim == 3 else images
+    from_array(images[:1], model.facts, str(path))  # whatever is wrong is wrong with the first one
     classes = tuple(model.classes) or tuple(str(one) for one in range(int(labels.max()) + 1))
-    return LabeledImages(len(labels), classes, _parts(pixels, labels.astype(np.int64)))
+    return LabeledImages(len(labels), classes, _parts(images, labels.astype(np.int64), model))
 
 
-def _parts(pixels: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64]) -> Batches:
+def _parts(images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], model: Model) -> Batches:
     for start in range(0, len(labels), BATCH):
-        yield pixels[start : start + BATCH], labels[start : start + BATCH]
+        yield from_array(images[start : start + BATCH], model.facts), labels[start : start + BATCH]
 
 
 def _of_config(config: str, model: Model) -> LabeledImages:

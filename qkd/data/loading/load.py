@@ -136,11 +136,12 @@ def _in_form(parts: Parts, config: DataConfig) -> tuple[Parts, str]:
         return parts, parts.train.fit.name
     channels, height, width = parts.train.image_shape
     wanted = config.channels or channels, *height_width(config.image_size or (height, width))
-    if wanted == (channels, height, width):
-        return parts, "none"
     fit = folder_form(config).fit
-    made = resize_parts(parts, channels=wanted[0], image_size=wanted[1:], fit=fit)
-    return made, "none" if wanted[1:] == (height, width) else fit.name
+    has_own = config.image_size is None or config.name == "digits"  # which have been enlarged
+    rule = "none" if has_own else fit.name
+    if wanted == (channels, height, width):
+        return parts, rule
+    return resize_parts(parts, channels=wanted[0], image_size=wanted[1:], fit=fit), rule
 
 
 def _held_out(parts: Parts, train: int, learned: int, val: int, config: DataConfig) -> str:

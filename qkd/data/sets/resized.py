@@ -25,6 +25,8 @@ class ResizedRows:
         fit: How an image is resized.
     """
 
+    decodes = True
+
     def __init__(self, rows: Rows, wanted: tuple[int, int, int], fit: Fit) -> None:
         self.rows, self.wanted, self.fit = rows, wanted, fit
         channels, height, width = wanted

@@ -24,6 +24,7 @@ class Rows(Protocol):
     """Images of a set, uint8, ``[n, height, width]`` or ``[n, height, width, channels]``."""
 
     shape: tuple[int, ...]
+    decodes: bool
 
     def take(self, rows: npt.NDArray[np.int64]) -> Bytes:
         """Return a copy of these images, in this order."""
@@ -36,6 +37,8 @@ class HeldRows:
     Args:
         array: uint8, as in :class:`Rows`.
     """
+
+    decodes = False
 
     def __init__(self, array: Bytes) -> None:
         self.shape: tuple[int, ...] = array.shape
@@ -61,6 +64,8 @@ class StoredRows:
         OSError: If the file cannot be opened.
     """
 
+    decodes = False
+
     def __init__(self, path: Path, offset: int, shape: tuple[int, ...]) -> None:
         self.shape = shape
         self._path, self._offset = path, offset
@@ -68,6 +73,10 @@ class StoredRows:
         self._handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self._handle)
         self._opened = self._state()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let another process open the file by itself."""
+        return _reopened, (self._path, self._offset, self.shape, self._opened)
 
     def take(self, rows: npt.NDArray[np.int64]) -> Bytes:
         """Return a copy of these images, in this order.
@@ -111,6 +120,12 @@ class StoredRows:
         return facts.st_size, facts.st_mtime_ns
 
 
+def _reopened(path: Path, offset: int, shape: tuple[int, ...], opened: tuple[int, int]) -> StoredRows:
+    rows = StoredRows(path, offset, shape)
+    rows._opened = opened
+    return rows
+
+
 class ArraySplit:
     """A part that consists of some rows of a large array, which its own parts share.
 
@@ -120,10 +135,8 @@ class ArraySplit:
         rows: Chosen rows, int64, shape ``[n]``; None for all.
     """
 
-    decodes = False
-
     def __init__(self, source: Rows, labels: Tensor, rows: Tensor | None = None) -> None:
-        self.source, self.labels = source, labels
+        self.source, self.labels, self.decodes = source, labels, source.decodes
         self.rows = torch.arange(source.shape[0]) if rows is None else rows
         if self.labels.shape != self.rows.shape:
             raise ValueError(f"needs one label per row, got {tuple(labels.shape)} for {tuple(self.rows.shape)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from qkd.config import RunConfig
+from qkd.config.borrowed import form_faults
 from qkd.data import DataError
 from qkd.methods.table import methods_of
 from qkd.nets.own.copies import change_nets, portable_net
@@ -26,7 +27,7 @@ def borrow_teacher(run: RunFolder, source: Path, progress: Progress) -> None:
         progress: Where to report it.
 
     Raises:
-        qkd.data.DataError: If its images or their domains are not this run's.
+        qkd.data.DataError: If its images, their form or their domains are not this run's.
         ValueError: If its teacher is not complete, or has other settings than in this config.
         OSError: If a file cannot be read or written.
     """
@@ -36,6 +37,8 @@ def borrow_teacher(run: RunFolder, source: Path, progress: Progress) -> None:
         values["teacher"].pop("run", None)
     if theirs["teacher"] != ours["teacher"]:
         raise ValueError(f"teacher.run: the teacher's settings of {source} are no longer those of this run's config")
+    if faults := form_faults(run.config.data, configs[0].data, str(source)):
+        raise DataError("; ".join(faults))
     require_same_images(run, source, progress)
     _require_same_domains(*configs, source)
     before, now = identity(theirs), identity(ours)

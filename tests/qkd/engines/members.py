@@ -175,8 +175,11 @@ def batch_norms(_: Path) -> Found:
         "2d": (nn.BatchNorm2d(3), tensors(8, 3, 5, 5) * 4 + 100),
         "channels last": (nn.BatchNorm2d(3), tensors(8, 3, 5, 5).contiguous(memory_format=torch.channels_last)),
         "1d": (nn.BatchNorm1d(6, momentum=None), tensors(8, 6)),
+        "pixel": (nn.BatchNorm2d(3), tensors(8, 3, 1, 1) * 4 + 100),
+        "untracked": (nn.BatchNorm2d(3), tensors(8, 3, 5, 5).contiguous(memory_format=torch.channels_last)),
         "plain": (nn.BatchNorm2d(3, affine=False, track_running_stats=False), tensors(8, 3, 2, 2)),
     }
+    layers["untracked"][0].track_running_stats = False
     for name, (layer, x) in layers.items():
         own = mine(x).clone(memory_format=torch.preserve_format).requires_grad_()
         with torch.no_grad():

@@ -115,6 +115,13 @@ def test_a_silent_process_is_an_error() -> None:
         wires[0].reduce(torch.zeros(4))
 
 
+def test_one_process_that_is_told_less_is_no_deadlock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launcher by hand may set LOCAL_WORLD_SIZE in some processes only."""
+    told = iter(["3", None, "3"])
+    monkeypatch.setattr(module.os.environ, "get", lambda *_: next(told))
+    assert connected(3) == [None] * 3
+
+
 def test_several_machines_use_gloo(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert connected(3) == [None] * 3
@@ -122,12 +129,18 @@ def test_several_machines_use_gloo(monkeypatch: pytest.MonkeyPatch) -> None:
     assert connected(3) == [None] * 3
 
 
-@pytest.mark.parametrize("fault", ["address", "buffer"])
+@pytest.mark.parametrize("fault", ["address", "folder", "buffer"])
 def test_all_use_gloo_if_one_cannot_connect(monkeypatch: pytest.MonkeyPatch, fault: str, tmp_path: Path) -> None:
     asked = iter(range(9))
     if fault == "address":
         listening = module._listening
-        monkeypatch.setattr(module, "_listening", lambda *a: "" if next(asked) == 1 else listening(*a))
+        monkeypatch.setattr(module, "_listening", lambda *a: None if next(asked) == 1 else listening(*a))
+    elif fault == "folder":
+        make = module.tempfile.mkdtemp
+        missing = str(tmp_path / "missing")
+        monkeypatch.setattr(
+            module.tempfile, "mkdtemp", lambda **k: make(dir=missing if next(asked) == 1 else None, **k)
+        )
     else:
         monkeypatch.setattr(module, "BUFFER", 1024)
     monkeypatch.setattr(module, "CONNECTING_S", 1.0)

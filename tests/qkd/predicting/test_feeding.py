@@ -187,7 +187,18 @@ def test_what_is_no_image_is_named(
     assert words in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("array", [np.zeros((8, 8), np.float32), np.zeros((8, 8, 3), np.uint8), np.zeros(8, np.uint8)])
+def test_color_arrays_are_gray_to_a_gray_model_as_color_files_are() -> None:
+    facts = {"input_mean": [0.5], "input_std": [0.5], "input_size": [8, 8], "resize": "pad"}
+    for size in ((8, 8), (12, 9)):
+        images = np.random.default_rng(0).integers(0, 256, (40, *size, 3), dtype=np.uint8)
+        found = program.from_array(images, facts)
+        wanted = [program.fit_image(Image.fromarray(image), facts, "") for image in images]
+        assert np.array_equal(found, np.stack(wanted))
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros((8, 8), np.float32), np.zeros((2, 8, 8, 4), np.uint8), np.zeros(8, np.uint8)]
+)
 def test_arrays_of_another_kind_are_refused(run: RunFolder, array: np.ndarray) -> None:
     with pytest.raises(InputError, match="found"):
         program.from_array(array, Model(str(run.path / "export" / "student.onnx")).facts)

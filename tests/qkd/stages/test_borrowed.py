@@ -98,6 +98,24 @@ def test_other_images_are_refused(first: Path, tmp_path: Path) -> None:
     assert not (run.path / "teacher").exists()
 
 
+@pytest.mark.parametrize("change", [{"image_size": 12}, {"channels": 3}, {"mean": [0.5], "std": [0.5]}])
+def test_images_in_another_form_are_refused(first: Path, data: Path, tmp_path: Path, change: dict[str, object]) -> None:
+    """A teacher that normalizes or resizes otherwise would be another teacher, and nothing would say so."""
+    config = second(first, data, **{f"data.{key}": value for key, value in change.items()})
+    key = next(iter(change))
+    with pytest.raises(
+        DataError, match=rf"config.data.{key}: .* but the teacher of .* has learned from images with null"
+    ):
+        run_tiny(config, tmp_path, "teacher")
+    (tmp_path / "config.yaml").write_text(config_text(config))
+    with pytest.raises(ConfigError, match=rf"config.data.{key}: .*train a teacher without teacher.run"):
+        load_config(tmp_path / "config.yaml")
+
+
+def test_a_resize_rule_that_nothing_uses_is_no_other_form(first: Path, data: Path, tmp_path: Path) -> None:
+    run_tiny(second(first, data, **{"data.resize": "pad"}), tmp_path, "teacher").close()
+
+
 def test_a_teacher_that_has_seen_the_unseen_domain_is_refused(first: Path, data: Path, tmp_path: Path) -> None:
     domains = {"data.domains": {"a": {}, "b": {"invert": True}}, "data.unseen_domain": "b"}
     with pytest.raises(DataError, match=r"on other domains \(unseen: none\) than this run's \(unseen: b\)"):

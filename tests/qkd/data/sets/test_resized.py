@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ FORMS: list[dict[str, Any]] = [
     {"image_size": [20, 31], "resize": "stretch", "interpolation": "bicubic"},
     {"image_size": [20, 31], "resize": "crop"},
     {"image_size": 24, "resize_size": 30, "interpolation": "bicubic"},
+    {"image_size": 17, "resize": "pad"},  # which they have: the rule is for images of other sizes
     {"image_size": 9, "channels": 1},
     {"image_size": 9, "channels": 3},
     {"channels": 1},
@@ -78,10 +80,12 @@ def test_pixels_are_those_of_a_folder(
         for module in ("archive", "arrays", "resized"):
             monkeypatch.setattr(f"qkd.data.sets.{module}.IN_MEMORY_BYTES", 0)
     found, wanted = load(tmp_path, "npz", **form), load(tmp_path, "folder", **form)
+    is_kept = (found.channels, found.image_size) == (3 if images.ndim == 4 else 1, 17)
     assert isinstance(found.train, ArraySplit if is_large else MemorySplit)
     assert torch.equal(by_class(found), by_class(wanted))
     assert (found.channels, found.image_size) == (wanted.channels, wanted.image_size)
     assert found.resize == (wanted.resize if "image_size" in form else "none")
+    assert found.train.decodes == (is_large and not is_kept)
     assert found.mean == pytest.approx(wanted.mean) and found.std == pytest.approx(wanted.std)
 
 
@@ -94,6 +98,21 @@ def test_a_part_of_resized_rows_keeps_its_order(tmp_path: Path, monkeypatch: pyt
     part = load(tmp_path, "npz", image_size=12).train.subset(rows)
     assert torch.equal(part.batch(torch.tensor([1, 0]), "cpu")[0], whole.batch(torch.tensor([3, 7]), "cpu")[0])
     assert torch.equal(part.labels, whole.labels[rows])
+
+
+def test_another_process_reads_rows_of_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, np.random.default_rng(5).integers(0, 256, (COUNT, 8, 8), dtype=np.uint8))
+    for module in ("archive", "arrays", "resized"):
+        monkeypatch.setattr(f"qkd.data.sets.{module}.IN_MEMORY_BYTES", 0)
+    part = load(tmp_path, "npz", image_size=12).train
+    copy = pickle.loads(pickle.dumps(part))  # noqa: S301 - our own, as multiprocessing sends it
+    rows = torch.arange(COUNT)
+    assert torch.equal(copy.batch(rows, "cpu")[0], part.batch(rows, "cpu")[0])
+    with (tmp_path / "train.npz").open("ab") as file:
+        file.write(b"more")
+    late = pickle.loads(pickle.dumps(part))  # noqa: S301
+    with pytest.raises(DataError, match="was modified while it was in use"):
+        late.batch(rows, "cpu")
 
 
 def test_facts_are_of_the_set_as_published(tmp_path: Path) -> None:

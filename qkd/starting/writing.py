@@ -168,7 +168,8 @@ def _start(net: str, look: Look | None, weights: Path | None) -> tuple[dict[str,
     if weights is None:
         _built(net, look)
         return {"train": {"epochs": 30, "lr": 0.1}}, ""
-    file, made = weights_file(weights, net), _built(net, look)
+    # ImageNet's weights come with `preprocess: torchvision`, which turns gray images to color
+    file, made = weights_file(weights, net), _built(net, look, channels=3 if str(weights) == IMAGENET else None)
     try:
         said = load_weights(made, file)
     except WeightsError as error:
@@ -181,7 +182,7 @@ def _start(net: str, look: Look | None, weights: Path | None) -> tuple[dict[str,
     return {"weights": str(weights)}, f"they fit{', ' + said if said else ''}; the teacher is not trained again"
 
 
-def _built(net: str, look: Look | None) -> Any:
+def _built(net: str, look: Look | None, *, channels: int | None = None) -> Any:
     size = 8 if look is None else look.image_size or look.largest
-    classes, channels = (10, 1) if look is None else (len(look.classes), look.channels)
-    return build_net(net, classes=classes, channels=channels, image_size=size)
+    classes, found = (10, 1) if look is None else (len(look.classes), look.channels)
+    return build_net(net, classes=classes, channels=channels or found, image_size=size)

@@ -152,3 +152,16 @@ def test_options_that_cannot_be_used(
     assert main(["init", *words]) == 2
     assert message in capsys.readouterr().err
     assert list(home.glob("*.yaml")) == []
+
+
+def test_gray_images_are_color_to_imagenet_weights(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = build_net("torchvision/resnet18", classes=1000, channels=3, image_size=64)
+    torch.save(made.state_dict(), home / "weights.pth")
+    monkeypatch.setattr("qkd.starting.writing.weights_file", lambda *_: home / "weights.pth")
+    paint(home / "scans", 10, ((64, 64),), channels=1)
+    found = init(capsys, "scans", "--net", "torchvision/resnet18", "--weights", "imagenet")
+    assert found["data"]["channels"] == 1
+    config = load_config("scans.yaml")
+    assert config.data.preprocess == "torchvision/resnet18" and config.teacher.head == "new"

@@ -1,4 +1,4 @@
-"""Sums of small tensors between the processes of one machine, over sockets of their own.
+"""Sums of small tensors between the processes of one machine, over separate sockets.
 
 Synchronized batch norm adds a few hundred numbers per layer, twice per step. Gloo passes each sum from thread to
 thread, and that takes many times as long as to send it.
@@ -35,13 +35,13 @@ class Wires:
 
     Args:
         rank: Rank of this process.
-        peers: Rank of each other process -> connection to it.
+        others: Rank of each other process -> connection to it.
         timeout: How long to wait for another process.
     """
 
-    def __init__(self, rank: int, peers: Mapping[int, socket.socket], timeout: timedelta) -> None:
-        self._rank, self._peers = rank, dict(sorted(peers.items()))
-        for peer in self._peers.values():
+    def __init__(self, rank: int, others: Mapping[int, socket.socket], timeout: timedelta) -> None:
+        self._rank, self._others = rank, dict(sorted(others.items()))
+        for peer in self._others.values():
             peer.settimeout(timeout.total_seconds())
 
     @staticmethod
@@ -62,9 +62,9 @@ class Wires:
         values = tensor.detach().numpy()
         own = values.copy()
         try:
-            for peer in self._peers.values():
+            for peer in self._others.values():
                 peer.sendall(own)
-            parts = {rank: _received(peer, own) for rank, peer in self._peers.items()}
+            parts = {rank: _received(peer, own) for rank, peer in self._others.items()}
         except OSError as error:
             raise PeerLostError(
                 "another process of this training has ended or does not answer, so this one stops, too; nothing is "
@@ -77,7 +77,7 @@ class Wires:
 
     def close(self) -> None:
         """Close all connections."""
-        for peer in self._peers.values():
+        for peer in self._others.values():
             peer.close()
 
 
@@ -93,13 +93,13 @@ def connect(rank: int, size: int, timeout: timedelta, texts: Callable[[str], lis
     Returns:
         The connections; None, in all processes, if they run on several machines or one of them cannot connect.
     """
-    peers: dict[int, socket.socket] = {}
+    others: dict[int, socket.socket] = {}
     with ExitStack() as stack:
         listener = _listening(size, stack)
         addresses = texts("" if listener is None else str(listener.getsockname()))
-        has_met = listener is not None and "" not in addresses and _meet(rank, listener, addresses, peers)
+        has_met = listener is not None and "" not in addresses and _meet(rank, listener, addresses, others)
         answers = texts(_OK if has_met else _NO)
-    wires = Wires(rank, peers, timeout)
+    wires = Wires(rank, others, timeout)
     if _NO in answers:
         wires.close()
         return None
@@ -122,14 +122,14 @@ def _listening(size: int, stack: ExitStack) -> socket.socket | None:
     return listener
 
 
-def _meet(rank: int, listener: socket.socket, addresses: list[str], peers: dict[int, socket.socket]) -> bool:
+def _meet(rank: int, listener: socket.socket, addresses: list[str], others: dict[int, socket.socket]) -> bool:
     """Connect to the processes of lower rank, accept those of higher rank, and return whether all of that worked."""
     try:
         for other, address in enumerate(addresses[:rank]):
-            peers[other] = socket.socket(socket.AF_UNIX)
-            _prepare(peers[other])
-            peers[other].connect(address)
-            peers[other].sendall(rank.to_bytes(4, "little"))
+            others[other] = socket.socket(socket.AF_UNIX)
+            _prepare(others[other])
+            others[other].connect(address)
+            others[other].sendall(rank.to_bytes(4, "little"))
         for _ in addresses[rank + 1 :]:
             peer, _ = listener.accept()
             with ExitStack() as on_error:
@@ -137,7 +137,7 @@ def _meet(rank: int, listener: socket.socket, addresses: list[str], peers: dict[
                 _prepare(peer)
                 said = bytearray(4)
                 _fill(peer, memoryview(said))
-                peers[int.from_bytes(said, "little")] = peer
+                others[int.from_bytes(said, "little")] = peer
                 on_error.pop_all()
     except (OSError, ValueError):
         return False

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -118,7 +119,8 @@ def test_a_silent_process_is_an_error() -> None:
 def test_one_process_that_is_told_less_is_no_deadlock(monkeypatch: pytest.MonkeyPatch) -> None:
     """A launcher by hand may set LOCAL_WORLD_SIZE in some processes only."""
     told = iter(["3", None, "3"])
-    monkeypatch.setattr(module.os.environ, "get", lambda *_: next(told))
+    environment = SimpleNamespace(get=lambda _: next(told))
+    monkeypatch.setattr(module, "os", SimpleNamespace(environ=environment))
     assert connected(3) == [None] * 3
 
 

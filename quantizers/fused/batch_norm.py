@@ -54,7 +54,9 @@ def takes(x: Tensor, norm: nn.Module) -> bool:
     """
     if type(norm) is not nn.BatchNorm2d or not norm.training or torch.compiler.is_compiling() or is_watched(norm):
         return False
-    if norm.momentum is None or not norm.track_running_stats or norm.running_mean is None or norm.weight is None or norm.bias is None:
+    if norm.momentum is None or not norm.track_running_stats or norm.running_mean is None:
+        return False
+    if norm.weight is None or norm.bias is None:
         return False
     if "forward" in norm.__dict__ and SHARED not in norm.__dict__:  # someone replaced its forward
         return False

@@ -215,8 +215,8 @@ def measure_devices(args: argparse.Namespace) -> dict[str, Any]:
     for variant in args.variants:
         found: dict[str, list[dict[str, float]]] = {name: [] for name in groups}
         for name, (count, size, own) in [*groups.items()] * 3:
-            args.own_statistics = own
-            found[name].append(_at_once(variant, count, size, args, batch=args.batch // count))
+            words = ["--batch", str(args.batch // count), *(["--own-statistics"] if own else [])]
+            found[name].append(_at_once(variant, count, size, args, words))
         times = {
             name: {key: statistics.median(row[key] for row in rows) for key in ("step_ms", "cpu_ms")}
             for name, rows in found.items()
@@ -236,21 +236,20 @@ def measure_devices(args: argparse.Namespace) -> dict[str, Any]:
     return results
 
 
-def _at_once(variant: str, count: int, size: int, args: argparse.Namespace, *, batch: int) -> dict[str, float]:
+def _at_once(variant: str, count: int, size: int, args: argparse.Namespace, words: list[str]) -> dict[str, float]:
     """Return the mean times of ``count`` trainings of ``size`` processes each, all running at once."""
     with ThreadPoolExecutor(count) as pool:
-        rows = list(pool.map(lambda _: _together(variant, size, args, batch=batch), range(count)))
+        rows = list(pool.map(lambda _: _together(variant, size, args, words), range(count)))
     return {key: statistics.mean(row[key] for row in rows) for key in rows[0]}
 
 
-def _together(variant: str, size: int, args: argparse.Namespace, *, batch: int) -> dict[str, float]:
+def _together(variant: str, size: int, args: argparse.Namespace, words: list[str]) -> dict[str, float]:
     from qkd.engines.launching import member_environment
 
-    command = [sys.executable, __file__, "--member", variant, "--net", args.net, "--batch", str(batch)]
+    command = [sys.executable, __file__, "--member", variant, "--net", args.net, *words]
     command += ["--size", str(args.size), "--rounds", str(args.rounds), "--warmup", str(args.warmup)]
     precision, memory_format = arithmetic_of(variant, args.chosen)
     command += ["--precision", precision, "--memory-format", memory_format]
-    command += ["--own-statistics"] if args.own_statistics else []
     with tempfile.TemporaryDirectory() as folder:
         environments = [member_environment(rank, size, Path(folder), os.environ) for rank in range(size)]
         started = [

@@ -124,7 +124,7 @@ class _WholeBatchNorm(torch.autograd.Function):
 def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and biased variance of each channel."""
     if x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous() and x.shape[2:].numel() > 1:
-        # four times as fast, and as accurate: it sums planes in float64 (but channels without planes in float32)
+        # faster, and as accurate: it sums planes in float64 (but channels without planes in float32)
         return torch.batch_norm_update_stats(x, None, None, 0.0)
     var, mean = torch.var_mean(x.float(), dim=_all_but_channels(x), correction=0)
     return mean, var

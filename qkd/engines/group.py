@@ -13,10 +13,10 @@ from torch import Tensor, distributed, nn
 
 from qkd.engines.batch_norm import synchronized
 from qkd.engines.engine import Engine, FirstFailedError, PeerLostError, alone, current, shared_rows
+from qkd.engines.membership import TRAINING_TIMEOUT
 from qkd.engines.wires import Wires, connect
 
 T = TypeVar("T")
-TRAINING_TIMEOUT = timedelta(minutes=30)  # between two steps: another process may be writing a checkpoint
 FOR_ANY_WORK = timedelta(days=30)  # a long export is no reason to give up; dead processes are detected differently
 _DONE, _FAILED = "done ", "failed"
 
@@ -176,14 +176,14 @@ class DeviceGroup(Engine):
         return synchronized(modules, self._reduce, lambda: current() is self and not self._is_whole)
 
     def _reduce(self, tensor: Tensor) -> None:
-        if Wires.takes(tensor):
-            if not self._has_asked:  # in all processes at once, by their first small sum
-                self._has_asked, self._wires = True, connect(self.rank, self.size, TRAINING_TIMEOUT, self.texts)
-            if self._wires is not None:
-                self._wires.reduce(tensor)
-                return
+        is_small = Wires.takes(tensor)
+        if is_small and not self._has_asked:  # in all processes at once, by their first small sum
+            self._has_asked, self._wires = True, connect(self.rank, self.size, TRAINING_TIMEOUT, self.texts)
         with _reached():
-            distributed.all_reduce(tensor, group=self._way(tensor))
+            if is_small and self._wires is not None:
+                self._wires.reduce(tensor)
+            else:
+                distributed.all_reduce(tensor, group=self._way(tensor))
 
     def _way(self, tensor: Tensor) -> distributed.ProcessGroup | None:
         """Return the group that sends a tensor: GPU groups cannot send CPU tensors."""
@@ -242,7 +242,7 @@ def _reached() -> Iterator[None]:
     """Replace the transport's errors about a lost process with a readable one."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         raise PeerLostError(
             "another process of this training has ended or cannot be reached, so this one stops, too; nothing is lost, "
             "and the same command resumes from the last checkpoint"

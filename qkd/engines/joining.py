@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from qkd.engines.engine import Engine, FirstFailedError, PeerLostError, using
-from qkd.engines.membership import LOST, MEETING, is_first, is_member, is_started_by_us
+from qkd.engines.membership import LOST, MEETING, TRAINING_TIMEOUT, is_first, is_member, is_started_by_us
 from qkd.failures import ConfigError, UsageError
 from qkd.files import only_reading
 
@@ -74,7 +74,7 @@ def _join(device: str, *, synchronizes: bool) -> DeviceGroup:
     import torch
     from torch import distributed
 
-    from qkd.engines.group import TRAINING_TIMEOUT, DeviceGroup
+    from qkd.engines.group import DeviceGroup
 
     local, backend = int(os.environ.get("LOCAL_RANK", "0")), _backend(device)
     if backend == "nccl":
@@ -94,8 +94,6 @@ def _join(device: str, *, synchronizes: bool) -> DeviceGroup:
 
 def _store(rank: int, size: int) -> Any:
     from torch.distributed import FileStore, PrefixStore, rendezvous  # type: ignore[attr-defined]
-
-    from qkd.engines.group import TRAINING_TIMEOUT
 
     if is_started_by_us():
         return FileStore(os.environ[MEETING], size)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from datetime import timedelta
 from typing import NoReturn
 
 MEETING = "QKD_MEETING_FILE"  # where processes that we start find each other
+TRAINING_TIMEOUT = timedelta(minutes=30)  # between two steps: another process may be writing a checkpoint
 LOST = 75  # exit code of a process that ends because another one has, and has nothing to report
 _NAMES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # as torchrun sets them
 

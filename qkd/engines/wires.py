@@ -21,8 +21,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from qkd.engines.engine import PeerLostError
-
 LARGEST = 1 << 16  # bytes of a tensor: two of them fit into a socket's buffer, so sending never waits for the receiver
 BUFFER = 1 << 18  # bytes
 CONNECTING_S = 60.0
@@ -57,19 +55,13 @@ class Wires:
             tensor: One that :meth:`takes` accepts, of the same shape and type in all processes.
 
         Raises:
-            PeerLostError: If another process has ended, or does not answer in time.
+            OSError: If another process has ended, or does not answer in time.
         """
         values = tensor.detach().numpy()
         own = values.copy()
-        try:
-            for peer in self._others.values():
-                peer.sendall(own)
-            parts = {rank: _received(peer, own) for rank, peer in self._others.items()}
-        except OSError as error:
-            raise PeerLostError(
-                "another process of this training has ended or does not answer, so this one stops, too; nothing is "
-                "lost, and the same command resumes from the last checkpoint"
-            ) from error
+        for peer in self._others.values():
+            peer.sendall(own)
+        parts = {rank: _received(peer, own) for rank, peer in self._others.items()}
         parts[self._rank] = own
         values[...] = 0
         for _, part in sorted(parts.items()):

@@ -67,17 +67,19 @@ def statistics(native: NativeQuant | None, x: Tensor) -> tuple[Tensor, Tensor, T
     return sums, squares, mean
 
 
-def moments(native: NativeQuant | None, sums: Tensor, squares: Tensor, rounded: Tensor, count: float) -> list[Tensor]:
-    """Return mean and biased variance of each channel, float64 ``[2, channels]``, from the results of `statistics`."""
+def moments(
+    native: NativeQuant | None, sums: Tensor, squares: Tensor, rounded: Tensor, count: float
+) -> tuple[Tensor, Tensor]:
+    """Return mean and biased variance, each float64 ``[channels]``, from the results of :func:`statistics`."""
     channels = len(sums)
     if native is None:
         mean = sums / count
-        return [mean, (squares / count - (mean - rounded[:channels].double()).square()).clamp_min(0)]
+        return mean, (squares / count - (mean - rounded[:channels].double()).square()).clamp_min(0)
     mean, var = torch.empty(channels, dtype=torch.float64), torch.empty(channels, dtype=torch.float64)
     native.norm_moments(
         sums.data_ptr(), squares.data_ptr(), rounded.data_ptr(), count, channels, mean.data_ptr(), var.data_ptr()
     )
-    return [mean, var]
+    return mean, var
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def scaling(
         factor = (weight.double() * spread).float()
         shift = (bias.double() - mean * factor.double()).float()
         brief = torch.stack((mean.float(), (var * ratio).float(), factor))
-        return Scaling(by_lane(row, torch.stack((brief[0], factor, shift))), brief, spread)
+        return Scaling(_by_lane(row, torch.stack((brief[0], factor, shift))), brief, spread)
     weight, bias = weight.contiguous(), bias.contiguous()
     table, brief = torch.empty(3, row.width), torch.empty(3, row.channels)
     spread = torch.empty(row.channels, dtype=torch.float64)
@@ -145,7 +147,7 @@ def ends(
     if native is None:
         each = factor.double() / -count
         slope, offset = (each * scaled.spread.square() * slopes).float(), (each * offsets).float()
-        return torch.cat((scaled.table[:2], by_lane(row, torch.stack((slope, offset)))))
+        return torch.cat((scaled.table[:2], _by_lane(row, torch.stack((slope, offset)))))
     table, offsets, slopes = torch.empty(4, row.width), offsets.contiguous(), slopes.contiguous()
     native.norm_ends(
         scaled.table.data_ptr(), factor.data_ptr(), scaled.spread.data_ptr(), offsets.data_ptr(), slopes.data_ptr(),
@@ -154,7 +156,7 @@ def ends(
     return table
 
 
-def by_lane(row: Row, of_channels: Tensor) -> Tensor:
+def _by_lane(row: Row, of_channels: Tensor) -> Tensor:
     """Return values of channels ``[n, channels]`` for each lane, ``[n, lanes]``."""
     return of_channels.repeat(1, row.width // row.channels)
 

@@ -190,6 +190,7 @@ def batch_norms(_: Path) -> Found:
                 out = layer(own)
             (out.square() * mine(tensors(*x.shape, seed=1))).mean().backward()
         assert "forward" not in vars(layer)
+        assert current().size == 1 or current()._wires is not None, "small sums take their own way"  # type: ignore[attr-defined]
         found[f"{name}/out"] = current().whole(out.detach())
         assert own.grad is not None
         found[f"{name}/by x"] = current().whole(own.grad) / current().size

@@ -1,4 +1,4 @@
-"""Links of README and docs lead to files that are there, headings included, and the site builds without a warning."""
+"""README and docs: links lead to files and headings that are there, tables end, the site builds without a warning."""
 
 from __future__ import annotations
 
@@ -32,6 +32,14 @@ def test_links_lead_somewhere(page: Path) -> None:
         if not place.exists() or (anchor and anchor not in anchors_of(place.read_text(encoding="utf-8"))):
             broken.append(target)
     assert broken == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_table_ends_where_its_rows_do(page: Path) -> None:
+    """Text right below a table becomes its last row."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    pairs = zip(lines, lines[1:], strict=False)
+    assert [after for row, after in pairs if row.startswith("|") and after and after[0] not in "|<"] == []
 
 
 def test_every_page_is_in_the_index() -> None:

@@ -434,9 +434,8 @@ def _federated_faults(config: RunConfig) -> list[str]:
         f"student.init: a federated student starts from `weights` or at random, got `{student.init}`": (
             student.init not in ("auto", "random")
         ),
-        "federated.upload: `codes` needs weight_quantizer lsq: codes do not recover the shadow weights of dorefa": (
-            federated.upload == "codes" and student.quant.weight_quantizer != "lsq"
-        ),
+        "federated.upload: `codes` needs weight_quantizer lsq: codes do not recover the shadow weights of "
+        f"{student.quant.weight_quantizer}": (federated.upload == "codes" and student.quant.weight_quantizer != "lsq"),
         "data.batch_size: must be at least 2 with strategy fedgen: its generator has batch norm, which cannot take a "
         "single latent": federated.strategy == "fedgen" and config.data.batch_size < 2,
         "data.batch_statistics: clients have too few validation images to fill its batches; leave it out": (

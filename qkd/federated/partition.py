@@ -34,8 +34,8 @@ def dirichlet_shares(classes: int, clients: int, *, alpha: float, seed: int) -> 
         raise ValueError(f"at least one class and one client are required, got {classes=} and {clients=}")
     generator = np.random.default_rng(derive(seed, "federated", "shares"))
     shares: npt.NDArray[np.float64] = generator.dirichlet([alpha] * clients, size=classes)
-    broken = ~np.isfinite(shares).all(1)  # every draw of a tiny alpha may round to 0
-    shares[broken] = np.eye(clients)[generator.integers(clients, size=int(broken.sum()))]
+    broken = ~np.isclose(shares.sum(1), 1)  # draws of a tiny alpha may all round to 0, the sum of a huge one overflows
+    shares[broken] = 1 / clients if alpha > 1 else np.eye(clients)[generator.integers(clients, size=int(broken.sum()))]
     return torch.from_numpy(shares)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -100,6 +101,22 @@ def check_weight(**weights: float) -> None:
             raise ValueError(f"{name} must be finite and not negative, got {value}")
 
 
+def is_count(value: object) -> bool:
+    """Return whether a number is an integer of at least 1."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
+
+
+def check_count(**counts: int) -> None:
+    """Raise unless every count is an integer of at least 1.
+
+    Raises:
+        ValueError: If one is not. The message names it.
+    """
+    for name, value in counts.items():
+        if not is_count(value):
+            raise ValueError(f"{name} must be at least 1 and an integer, got {value!r}")
+
+
 def check_choice(name: str, value: object, choices: Collection[str]) -> None:
     """Raise unless a value is one of the choices.
 
@@ -135,6 +152,7 @@ def check_maps(student_feature: Tensor, teacher_feature: Tensor) -> None:
             f"got {tuple(student_feature.shape)} and {tuple(teacher_feature.shape)}"
         )
     _check_not_empty(student_feature)
+    _check_not_empty(teacher_feature)
 
 
 def check_feature_lists(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor], *, least: int) -> None:

@@ -29,6 +29,8 @@ class HeadGraphs(Protocol):
     @property
     def is_trained(self) -> bool: ...
 
+    def check_widths(self, widths: Sequence[int], /) -> None: ...
+
     def adapters(self, features: Sequence[Tensor], /) -> Sequence[Tensor]: ...
 
     def graphs(self, vectors: Sequence[Tensor], *, learns: bool) -> list[Tensor]: ...
@@ -135,7 +137,7 @@ def graph_attention_loss(
 
     Raises:
         ValueError: If there are fewer than two features, batches differ, a training batch has a single image
-            (batch norm needs more), there is no module, or ``weight_decay`` is negative or
+            (batch norm needs more), there is no module or it is for other widths, or ``weight_decay`` is negative or
             not finite.
 
     References:
@@ -150,6 +152,7 @@ def graph_attention_loss(
     if module.training and len(teacher_stages[0]) < 2:
         raise ValueError("attention is trained on batch statistics: need at least 2 images in a batch, got 1")
     vectors = [main_direction(feature) for feature in teacher_stages]
+    module.check_widths([vector.shape[1] for vector in vectors])
     predicted = module.predictions(module.graphs(vectors, learns=module.training), vectors)
     parts = [1 - (unit_rows(guess) * true).sum(1).mean() for guess, true in zip(predicted, vectors[1:], strict=True)]
     squares = torch.stack([weight.square().sum() for weight in module.weights()]).sum()

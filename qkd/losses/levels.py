@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from qkd.losses.checks import check_choice, check_labels, check_logits, check_temperature
+from qkd.losses.checks import check_choice, check_labels, check_logits, check_temperature, is_count
 from qkd.losses.choices import REMAINDERS, Remainder
 from qkd.losses.given import given
-from qkd.losses.stable import in_full_precision, log_others, unit_rows
+from qkd.losses.stable import in_full_precision, log_others, target_difference, unit_rows
 
 
 @in_full_precision
@@ -180,8 +180,8 @@ def top_classes_loss(
     check_temperature(temperature, scale)
     check_choice("remainder", remainder, REMAINDERS)
     count = student_logits.shape[1]
-    if not 1 <= classes <= count:
-        raise ValueError(f"classes must be 1 to {count} (all of them), got {classes}")
+    if not is_count(classes) or classes > count:
+        raise ValueError(f"classes must be 1 to {count} (all of them), an integer, got {classes!r}")
     teacher_log = functional.log_softmax(given(teacher_logits) / temperature, dim=1)
     if classes == count:
         return _divergence(student_logits, teacher_log, temperature, scale)
@@ -238,9 +238,10 @@ def gradient_rescaling(
     is_target = functional.one_hot(labels, student.shape[1]).bool()
     wrong = log_others(functional.log_softmax(student, dim=1), is_target).exp()
     tiny = torch.finfo(student.dtype).tiny
-    p, q = (functional.softmax(logits / temperature, dim=1)[is_target] for logits in (teacher, student))
+    p, q = (functional.log_softmax(logits / temperature, dim=1) for logits in (teacher, student))
     factor = temperature if scale is None else scale / temperature
-    return (1 - teacher_share) + teacher_share * factor * (p - q) / wrong.clamp_min(tiny)
+    surer = target_difference(p, q, is_target)
+    return (1 - teacher_share) + teacher_share * factor * surer / wrong.clamp_min(tiny)
 
 
 @in_full_precision

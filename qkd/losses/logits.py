@@ -38,7 +38,7 @@ def cross_entropy_loss(
         label_smoothing: :math:`a` in ``[0, 1)``, the share of the label spread over all :math:`K` classes.
 
     Returns:
-        A scalar, shape ``[]``, in nats, of the type of the logits.
+        A scalar, shape ``[]``, in nats, of the type of the logits (at least float32).
 
     Raises:
         ValueError: If the shapes do not fit, labels are not int64 or not valid classes, only one of the two ``other``
@@ -90,7 +90,8 @@ def soft_target_loss(
             code does; it is ``classes`` times smaller).
 
     Returns:
-        A scalar, shape ``[]``, in nats, of the type of the student's logits. Zero where both logits are equal.
+        A scalar, shape ``[]``, in nats, of the wider type of both logits (at least float32). Zero where both
+        are equal.
 
     Raises:
         ValueError: If the shapes differ or are not two-dimensional, ``temperature`` is not positive and finite,

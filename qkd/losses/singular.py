@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from qkd.losses.checks import check_feature_lists, check_features
+from qkd.losses.checks import check_count, check_feature_lists, check_features
 from qkd.losses.stable import in_full_precision
 
 CANDIDATES = 4  # singular vectors of the student to match with the teacher's first one, as published
@@ -97,8 +97,7 @@ def aligned_pairs(
         ValueError: As for :func:`singular_vector_loss`.
     """
     check_feature_lists(student_stages, teacher_stages, least=2)
-    if candidates < 1:
-        raise ValueError(f"candidates must be at least 1, got {candidates=}")
+    check_count(candidates=candidates)
     students = student_stages if module is None else module(student_stages)
     pairs = [
         aligned_vectors(student, teacher, candidates=candidates)
@@ -162,8 +161,10 @@ def right_singular_vectors(feature: Tensor, count: int) -> Tensor:
         count: How many; at most the length of the smaller side.
 
     Returns:
-        Shape ``[batch, count, channels]``, by decreasing singular value, of arbitrary sign. Vectors of zero singular
-        values are zeros: any other choice would be arbitrary.
+        Shape ``[batch, count, channels]``, by decreasing singular value, of arbitrary sign. Vectors are zeros where the
+        singular value is zero within rounding (any other choice would be arbitrary): where its square is at most the
+        precision times the longer side, relative to the first. In float32, that is 1.1 % of the first singular value
+        for 1,024 positions.
     """
     with torch.autocast(feature.device.type, enabled=False):
         return _SingularVectors.apply(_matrix(feature), count)  # type: ignore[no-any-return]

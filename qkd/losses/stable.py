@@ -134,6 +134,21 @@ def log_others(log_probabilities: Tensor, is_target: Tensor) -> Tensor:
     return torch.logsumexp(others, dim=1)
 
 
+def target_difference(first: Tensor, second: Tensor, is_target: Tensor) -> Tensor:
+    """Return how much larger the marked class's probability is in the first than in the second, shape ``[batch]``.
+
+    Two probabilities that round to 1 cancel, so it is then that of the other classes which is subtracted.
+
+    Args:
+        first: Log-probabilities, shape ``[batch, classes]``, at least two classes.
+        second: Same shape.
+        is_target: Same shape, bool, one class per row.
+    """
+    p, q = first[is_target].exp(), second[is_target].exp()
+    others = log_others(second, is_target).exp() - log_others(first, is_target).exp()
+    return torch.where((p > 0.5) & (q > 0.5), others, p - q)
+
+
 def _scaled_squares(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return each row's sum of squares after division by its largest entry, and that entry (1 for zeros)."""
     size = rows.detach().abs().amax(dim=-1)

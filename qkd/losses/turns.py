@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from qkd.losses.stable import in_full_precision
+
 TURNS = 4  # 0, 90, 180, 270 degrees
 
 
@@ -74,6 +76,7 @@ def upright(rows: Tensor) -> Tensor:
     return rows[::TURNS]
 
 
+@in_full_precision
 def class_log_probabilities(joint_logits: Tensor) -> Tensor:
     r"""Return what joint logits say about the class alone: :math:`\log \sum_r \sigma(z)_{4 k + r}`.
 

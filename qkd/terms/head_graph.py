@@ -104,6 +104,7 @@ class MultiHeadGraph(nn.Module):
             raise ValueError(f"a graph relates neighboring features, so it needs at least 2, got {len(teacher_widths)}")
         if heads < 1:
             raise ValueError(f"heads must be at least 1, got {heads=}")
+        self._widths = tuple(teacher_widths)
         self.adapters = WidthAdapters(student_widths, teacher_widths)
         pairs = list(zip(teacher_widths[1:], teacher_widths[:-1], strict=True))
         self.attention = nn.ModuleList(PairAttention(*pair, heads=heads) for pair in pairs)
@@ -113,6 +114,15 @@ class MultiHeadGraph(nn.Module):
     def is_trained(self) -> bool:
         """Whether the attention has learned from at least one batch."""
         return bool(self.get_buffer("attention.0.sender_norm.num_batches_tracked"))
+
+    def check_widths(self, widths: Sequence[int]) -> None:
+        """Raise unless the teacher's features have the channels that the attention is for.
+
+        Raises:
+            ValueError: If they do not.
+        """
+        if tuple(widths) != self._widths:
+            raise ValueError(f"the attention is for features of {self._widths} channels, got {tuple(widths)}")
 
     def graphs(self, vectors: Sequence[Tensor], *, learns: bool) -> list[Tensor]:
         """Return the graph of each pair of neighbors, ``[heads, batch, batch]``; see :class:`PairAttention`."""

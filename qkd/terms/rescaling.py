@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from qkd.config import TermConfig
 from qkd.losses.checks import check_labels, check_logits
-from qkd.losses.stable import log_others
+from qkd.losses.stable import log_others, target_difference
 from qkd.terms.weighting import Outputs
 
 # An image counts toward the mean of w_t while its wrong classes have at least this probability. Below that, the label's
@@ -71,7 +71,7 @@ class SoftTargets:
 def soft_targets(terms: Sequence[TermConfig], *, epoch: int = 0) -> SoftTargets | None:
     """Return how a loss's terms rescale gradients at the logits; None if none of them has soft targets.
 
-    Terms on features are ignored, and so is label smoothing of the cross-entropy.
+    All other terms are ignored, on features or on logits, and so is label smoothing of the cross-entropy.
 
     Args:
         terms: The terms in the config.
@@ -114,8 +114,8 @@ def image_gradients(
     for term in targets.terms:
         scale = term.temperature**2 if term.scale is None else term.scale
         scale = scale / student.shape[1] if term.is_mean else scale
-        p, q = (functional.softmax(logits / term.temperature, dim=1)[is_target] for logits in (teacher, student))
-        total = total + term.weight * scale / term.temperature * (p - q)
+        p, q = (functional.log_softmax(logits / term.temperature, dim=1) for logits in (teacher, student))
+        total = total + term.weight * scale / term.temperature * target_difference(p, q, is_target)
     return hard, total / targets.total_weight
 
 

@@ -86,6 +86,7 @@ def mode_seeking_loss(images: Tensor, latents: Tensor) -> Tensor:
     return 1 / (ratio + MODE_EPSILON)
 
 
+@in_full_precision
 def exponential_increment(loss: Tensor, reference: Tensor | float, *, limit: float = 20.0) -> Tensor:
     r"""Return RDSKD's penalty :math:`\exp(L - L_\mathrm{prev})`: a loss that has grown weighs more in the gradient.
 

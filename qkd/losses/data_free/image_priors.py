@@ -97,7 +97,7 @@ def total_variation_loss(images: Tensor, *, form: str = "norms") -> Tensor:
         0.0
     """
     check_choice("form", form, VARIATIONS)
-    if images.dim() != 4 or len(images) == 0 or min(images.shape[2:]) < 2:
+    if images.dim() != 4 or images.numel() == 0 or min(images.shape[2:]) < 2:
         raise ValueError(
             f"needs images [batch, channels, height, width] of at least two pixels each way, got {tuple(images.shape)}"
         )

@@ -112,4 +112,5 @@ def data_impression_loss(teacher_logits: Tensor, targets: Tensor, *, temperature
 
 def _to_unit_range(values: Tensor, least: Tensor, most: Tensor) -> Tensor:
     span = most - least
-    return torch.where(span > 0, (values - least) / torch.where(span > 0, span, 1), torch.ones_like(values))
+    is_range = ~(span <= 0)  # NaNs stay
+    return torch.where(is_range, (values - least) / torch.where(is_range, span, 1), torch.ones_like(values))

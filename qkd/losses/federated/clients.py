@@ -45,6 +45,7 @@ def proximal_loss(parameters: Sequence[Tensor], global_parameters: Sequence[Tens
     return 0.5 * mu * torch.stack(moved).sum()
 
 
+@in_full_precision
 def class_mean_logits(logits: Tensor, labels: Tensor, *, classes: int) -> tuple[Tensor, Tensor]:
     """Return the mean logits of the images of each class, and how many images that were.
 
@@ -54,8 +55,8 @@ def class_mean_logits(logits: Tensor, labels: Tensor, *, classes: int) -> tuple[
         classes: Number of classes.
 
     Returns:
-        Means ``[classes, classes]``, of the logits' dtype, one row per class, 0 for a class without images; and counts
-        ``[classes]``, int64.
+        Means ``[classes, classes]``, of the logits' dtype, at least float32, one row per class, 0 for a class without
+        images; and counts ``[classes]``, int64.
 
     Raises:
         ValueError: If shapes or labels do not fit.
@@ -73,9 +74,9 @@ def class_mean_logits(logits: Tensor, labels: Tensor, *, classes: int) -> tuple[
     if logits.shape[1] != classes:
         raise ValueError(f"needs logits of {classes} classes, got {tuple(logits.shape)}")
     members = functional.one_hot(labels, classes).to(logits.dtype)
-    counts = members.sum(0)
+    counts = torch.bincount(labels, minlength=classes)
     means = members.T @ logits / counts.clamp_min(1)[:, None]
-    return means, counts.long()
+    return means, counts
 
 
 @in_full_precision

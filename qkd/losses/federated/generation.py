@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from qkd.losses.checks import check_features, check_labels, check_weight
+from qkd.losses.checks import check_features, check_labels, check_logits, check_weight
 from qkd.losses.data_free.disagreement import disagreement_loss
 from qkd.losses.logits import soft_target_loss
 from qkd.losses.stable import in_full_precision
@@ -120,6 +120,8 @@ def fedgen_generator_loss(
         )
     for logits in client_logits:
         check_labels(logits, labels)
+    if student_logits is not None:
+        check_logits(student_logits, client_logits[0])
     weights = shares.detach().to(client_logits.dtype)[:, labels]
     errors = torch.stack([functional.cross_entropy(logits, labels, reduction="none") for logits in client_logits])
     loss = alpha * (weights * errors).mean(1).sum() + eta * latent_diversity_loss(noise, latents)
@@ -181,7 +183,7 @@ def fedgen_weight(rounds_done: int, *, start: float = 10.0, decay: float = 0.98,
         rounds_done: Rounds before this one, from 0.
         start: Weight of the first round.
         decay: Factor per round, in ``(0, 1]``.
-        least: Lower bound.
+        least: Lower bound, unless ``start`` is below it: 0 switches the loss off.
 
     Returns:
         The weight.
@@ -197,4 +199,4 @@ def fedgen_weight(rounds_done: int, *, start: float = 10.0, decay: float = 0.98,
     check_weight(start=start, least=least)
     if rounds_done < 0 or not 0 < decay <= 1:
         raise ValueError(f"needs rounds from 0 and a decay in (0, 1], got {rounds_done=}, {decay=}")
-    return max(start * decay**rounds_done, least)
+    return max(start * decay**rounds_done, min(start, least))

@@ -60,7 +60,9 @@ def discrepancy_weight(progress: float) -> float:
 
 
 @in_full_precision
-def adapting_teacher_loss(source_logits: Tensor, labels: Tensor, discrepancy: Tensor, *, progress: float) -> Tensor:
+def adapting_teacher_loss(
+    source_logits: Tensor, labels: Tensor, discrepancy: Tensor, *, progress: float, label_smoothing: float = 0.0
+) -> Tensor:
     r"""Return the teacher's part of the joint loss: source labels, and features that do not distinguish domains.
 
     .. math:: L = (1 - b)(\mathrm{CE} + g\, \mathrm{MMD})
@@ -70,19 +72,21 @@ def adapting_teacher_loss(source_logits: Tensor, labels: Tensor, discrepancy: Te
         labels: Labels of the source images, int64, shape ``[batch]``.
         discrepancy: :func:`mean_discrepancy_loss` of its features on both domains, shape ``[]``.
         progress: The fraction of training done, in ``[0, 1]``; gives :math:`b` and :math:`g`.
+        label_smoothing: Share of a label that is spread over all classes, in ``[0, 1)``; 0 in the paper.
 
     Returns:
         A scalar, shape ``[]``.
 
     Raises:
-        ValueError: If the shapes do not fit, labels are not valid classes, or ``progress`` is outside ``[0, 1]``.
+        ValueError: If the shapes do not fit, labels are not valid classes, or a number is out of range.
 
     References:
         arXiv 2005.07839, 2020. Not copied from the released code: there the student's loss updates the teacher, too.
     """
     check_scalar(discrepancy=discrepancy)
     share, weight = student_share(progress), discrepancy_weight(progress)
-    return (1 - share) * (cross_entropy_loss(source_logits, labels) + weight * discrepancy)
+    task = cross_entropy_loss(source_logits, labels, label_smoothing=label_smoothing)
+    return (1 - share) * (task + weight * discrepancy)
 
 
 @in_full_precision
@@ -96,6 +100,7 @@ def adapted_student_loss(
     progress: float,
     temperature: float = 20.0,
     source_share: float = 0.3,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     r"""Return the student's part of the joint loss: source labels, and soft targets on both domains.
 
@@ -111,6 +116,7 @@ def adapted_student_loss(
         progress: The fraction of training done, in ``[0, 1]``; gives :math:`b`.
         temperature: :math:`\tau > 0`.
         source_share: :math:`a` in ``[0, 1]``.
+        label_smoothing: Share of a label that is spread over all classes, in ``[0, 1)``; 0 in the paper.
 
     Returns:
         A scalar, shape ``[]``.
@@ -131,7 +137,7 @@ def adapted_student_loss(
         )
     near = soft_target_loss(student_source, teacher_source, temperature=temperature)
     far = soft_target_loss(student_target, teacher_target, temperature=temperature)
-    task = cross_entropy_loss(student_source, labels)
+    task = cross_entropy_loss(student_source, labels, label_smoothing=label_smoothing)
     return student_share(progress) * (source_share * near + (1 - source_share) * task + far)
 
 

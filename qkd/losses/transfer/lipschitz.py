@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from qkd.losses.checks import check_feature_lists
+from qkd.losses.checks import check_count, check_feature_lists
 from qkd.losses.given import given
 from qkd.losses.stable import in_full_precision, row_norms, unit_rows
 
@@ -21,12 +21,14 @@ def lipschitz_constants(features: Sequence[Tensor], *, iterations: int = ITERATI
     .. math:: c_l = \sigma_{\max}(X_l^\top Y_l) = \sqrt{\| (X_l^\top Y_l)^\top (X_l^\top Y_l) \|_2}
 
     where :math:`X_l` and :math:`Y_l` hold one image per row, of length 1: the input and output of the block. Power
-    iteration finds the vector, through which no gradient flows; the matrix itself is never formed.
+    iteration finds the vector, through which no gradient flows; the matrix itself is never formed. It approaches the
+    constant from below, quickly for features that are never negative. Otherwise ten steps may stop several percent
+    short.
 
     Args:
         features: In network order, at least two, shape ``[batch, ...]`` each, floating.
-        iterations: Steps of the power iteration, at least 1. It starts from the rows' sum, so no random number is
-            drawn.
+        iterations: Steps of the power iteration, at least 1. It starts from the rows' sum and, since the sum may be
+            orthogonal to the vector, also from fixed random numbers, and takes the better of the two.
 
     Returns:
         One per block, shape ``[features - 1]``; 0 for features of zeros.
@@ -43,8 +45,7 @@ def lipschitz_constants(features: Sequence[Tensor], *, iterations: int = ITERATI
         1.0
     """
     check_feature_lists(features, features, least=2)
-    if iterations < 1:
-        raise ValueError(f"iterations must be at least 1, got {iterations=}")
+    check_count(iterations=iterations)
     rows = [unit_rows(feature.flatten(1)) for feature in features]
     return torch.stack([_spectral(*pair, iterations) for pair in zip(rows, rows[1:], strict=False)])
 
@@ -63,8 +64,8 @@ def lipschitz_loss(
         iterations: Steps of the power iteration.
 
     Returns:
-        A scalar, shape ``[]``; 0 where all constants agree. Teacher blocks that give only zeros are left
-        out.
+        A scalar, shape ``[]``; 0 where all constants agree. Blocks in which the teacher gives only zeros add nothing;
+        :math:`N` counts them, too.
 
     Raises:
         ValueError: If the lists do not fit, or ``iterations`` is below 1.
@@ -87,7 +88,9 @@ def lipschitz_loss(
 
 def _spectral(entering: Tensor, leaving: Tensor, iterations: int) -> Tensor:
     with torch.no_grad():
-        vector = unit_rows(leaving.sum(0))
+        drawn = torch.randn(leaving.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        vectors = unit_rows(torch.stack([leaving.sum(0), drawn.to(leaving)]))
         for _ in range(iterations):
-            vector = unit_rows(leaving.T @ (entering @ (entering.T @ (leaving @ vector))))
-    return row_norms(entering.T @ (leaving @ vector))
+            vectors = unit_rows((leaving.T @ (entering @ (entering.T @ (leaving @ vectors.T)))).T)
+        best = row_norms((entering.T @ (leaving @ vectors.T)).T).argmax()
+    return row_norms(entering.T @ (leaving @ vectors[best]))

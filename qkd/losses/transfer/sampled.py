@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -27,6 +28,7 @@ class SampledClasses(NamedTuple):
     weights: Tensor
 
 
+@in_full_precision
 def class_proposal(
     student_probabilities: Tensor,
     teacher_probabilities: Tensor,
@@ -39,7 +41,7 @@ def class_proposal(
     .. math:: \pi = (1 - u)\, \hat d + u / K
 
     Args:
-        student_probabilities: :math:`q`, shape ``[batch, classes]``, or running means ``[1, classes]``.
+        student_probabilities: :math:`q`, floating, shape ``[batch, classes]``, or running means ``[1, classes]``.
         teacher_probabilities: :math:`p`, same shape.
         kind: What :math:`\hat d`, which sums to 1, is proportional to: ``"difference"``: the mean of :math:`|p - q|`
             over the batch; ``"teacher"``: the mean of :math:`p`; ``"uniform"``: 1.
@@ -49,8 +51,8 @@ def class_proposal(
         Shape ``[classes]``, positive, sum 1.
 
     Raises:
-        ValueError: If the shapes differ, there is no image or no class, ``kind`` is unknown, or ``uniform_share``
-            is outside ``(0, 1]``.
+        ValueError: If the shapes differ, there is no image or no class, a probability is negative (as logits are),
+            ``kind`` is unknown, or ``uniform_share`` is outside ``(0, 1]``.
 
     References:
         Dynamic importance sampling: the abstract; its mixture over ranks was not available to us, so the form is ours.
@@ -66,11 +68,14 @@ def class_proposal(
     if not 0 < uniform_share <= 1:
         raise ValueError(f"uniform_share must be in (0, 1], got {uniform_share=}")
     student, teacher = student_probabilities.detach(), teacher_probabilities.detach()
+    if bool((student < 0).any()) or bool((teacher < 0).any()):
+        raise ValueError("needs probabilities, got negative numbers; take the softmax of logits first")
     shapes = {"difference": (teacher - student).abs(), "teacher": teacher, "uniform": torch.ones_like(teacher)}
     sizes = shapes[kind].mean(0)
     total = sizes.sum()
     even = torch.full_like(sizes, 1 / len(sizes))
-    shares = torch.where(total > 0, sizes / torch.where(total > 0, total, 1), even)
+    is_positive = ~(total <= 0)  # NaNs stay, and draw_classes refuses them
+    shares = torch.where(is_positive, sizes / torch.where(is_positive, total, 1), even)
     return (1 - uniform_share) * shares + uniform_share * even
 
 
@@ -78,28 +83,32 @@ def draw_classes(proposal: Tensor, count: int, generator: torch.Generator) -> Sa
     """Return classes drawn with replacement, and the weight of each.
 
     Args:
-        proposal: Probabilities from :func:`class_proposal`, shape ``[classes]``, positive.
+        proposal: Probabilities, shape ``[classes]``, positive and finite: those of :func:`class_proposal`. If they do
+            not sum to 1, they are divided by their sum.
         count: How many, positive.
         generator: For the draws, on the CPU.
 
     Returns:
-        The classes and weights ``1 / (count * probability)``, on the device of ``proposal``.
+        The classes and weights ``1 / (count * probability)``, on the device of ``proposal``, at least float32.
 
     Raises:
-        ValueError: If ``count`` is not positive, or a probability is not.
+        ValueError: If ``count`` is not positive, or a probability is not positive and finite.
 
     Example:
         >>> draw_classes(torch.full((4,), 0.25), 2, torch.Generator()).weights.tolist()
         [2.0, 2.0]
     """
-    if count < 1 or proposal.dim() != 1 or not bool((proposal > 0).all()):
+    is_proposal = proposal.dim() == 1 and proposal.is_floating_point() and bool((proposal > 0).all())
+    if count < 1 or not is_proposal or not math.isfinite(float(proposal.double().sum())):
         raise ValueError(
-            f"needs positive probabilities [classes] and a positive count, got {tuple(proposal.shape)}, {count=}"
+            f"needs positive, finite probabilities [classes] and a positive count, got {proposal.dtype} "
+            f"{tuple(proposal.shape)}, {count=}"
         )
     steps = proposal.double().cumsum(0)
     places = torch.rand(count, generator=generator, dtype=torch.float64).to(steps.device) * steps[-1]
     classes = torch.searchsorted(steps, places, right=True).clamp_max(len(proposal) - 1)
-    return SampledClasses(classes, 1 / (count * proposal[classes]))
+    weights = steps[-1] / (count * proposal[classes].double())
+    return SampledClasses(classes, weights.to(torch.promote_types(proposal.dtype, torch.float32)))
 
 
 def every_class(classes: int, device: torch.device | str = "cpu") -> SampledClasses:
@@ -126,7 +135,12 @@ def every_class(classes: int, device: torch.device | str = "cpu") -> SampledClas
 
 @in_full_precision
 def estimated_log_normalizers(
-    student_feature: Tensor, class_weights: Tensor, class_bias: Tensor | None, sampled: SampledClasses
+    student_feature: Tensor,
+    class_weights: Tensor,
+    class_bias: Tensor | None,
+    sampled: SampledClasses,
+    *,
+    temperature: float = 1.0,
 ) -> Tensor:
     r"""Return the logarithm of each image's estimated sum of exponentials, a constant.
 
@@ -137,20 +151,22 @@ def estimated_log_normalizers(
         class_weights: Weights of the last layer, shape ``[classes, features]``.
         class_bias: Bias of the last layer, shape ``[classes]``; None if it has none.
         sampled: A different draw from the one that the loss is estimated from.
+        temperature: That of the loss, positive: logits, bias included, are divided by it.
 
     Returns:
         Shape ``[batch]``. With every class it is exact.
 
     Raises:
-        ValueError: If features and weights do not fit.
+        ValueError: If features and weights do not fit, or ``temperature`` is not positive and finite.
 
     Example:
         >>> features, rows = torch.zeros(1, 2), torch.ones(4, 2)
         >>> round(estimated_log_normalizers(features, rows, None, every_class(4)).item(), 4)  # ln 4
         1.3863
     """
+    check_temperature(temperature)
     with torch.no_grad():
-        logits = _logits(student_feature, class_weights, class_bias, sampled.classes)
+        logits = _logits(student_feature, class_weights, class_bias, sampled.classes) / temperature
         return torch.logsumexp(logits + sampled.weights.to(logits).log(), dim=1)
 
 
@@ -172,7 +188,8 @@ def sampled_soft_target_loss(
 
     For any :math:`c` its mean over draws is at least :math:`\tau^2\, \mathrm{KL}(p \| q)`, and equal to it, value and
     gradient, where :math:`c = \log \sum_k e^{z_k}`: since the sum over classes is outside the logarithm, weights
-    :math:`w` make it unbiased. Only drawn rows of the last layer are read, and its gradient is sparse.
+    :math:`w` make it unbiased. Only drawn rows of the last layer are read. The gradient of ``class_weights`` is sparse
+    if they are a parameter; it has all rows if they are computed from one, as those of a low-bit layer are.
 
     Args:
         student_feature: The input to the last layer, shape ``[batch, features]``, floating.
@@ -182,8 +199,8 @@ def sampled_soft_target_loss(
         teacher_log_probabilities: :math:`\log p` of the drawn classes, at the temperature, shape ``[batch, drawn]``.
             Constants.
         sampled: The drawn classes with their weights.
-        log_normalizers: :math:`c`, shape ``[batch]``: of :func:`estimated_log_normalizers` (for features divided by the
-            temperature, with another draw), or exact. Constants.
+        log_normalizers: :math:`c`, shape ``[batch]``: of :func:`estimated_log_normalizers` at the same temperature,
+            with another draw, or exact. Constants.
         temperature: :math:`\tau > 0` of the student's logits; their factor is its square.
 
     Returns:
@@ -228,6 +245,7 @@ def _logits(feature: Tensor, weights: Tensor, bias: Tensor | None, classes: Tens
         )
     if bias is not None and bias.shape != weights.shape[:1]:
         raise ValueError(f"needs one bias per class, {tuple(weights.shape[:1])}, got {tuple(bias.shape)}")
-    rows = functional.embedding(classes, weights, sparse=True)  # its gradient has drawn rows only
+    # A sparse gradient has drawn rows only, but most operations cannot pass it on.
+    rows = functional.embedding(classes, weights, sparse=weights.is_leaf)
     logits = feature @ rows.T
-    return logits if bias is None else logits + functional.embedding(classes, bias[:, None], sparse=True)[:, 0]
+    return logits if bias is None else logits + bias.index_select(0, classes)

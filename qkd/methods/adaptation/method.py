@@ -76,7 +76,10 @@ class Adaptation(Method):
         images = len(lesson.splits.train)
         epochs = sum(one.epochs for one in lesson.phases)
         steps = images // max(1, min(self.config.data.batch_size, images))
-        return AdaptationStep(lesson.student, lesson.teacher, self.settings, epochs=epochs, steps=steps)
+        smoothing = self.config.student.train.label_smoothing
+        return AdaptationStep(
+            lesson.student, lesson.teacher, self.settings, epochs=epochs, steps=steps, label_smoothing=smoothing
+        )
 
     def enter(self, lesson: Lesson, phase: PhaseConfig) -> None:
         """Set up the teacher to learn."""

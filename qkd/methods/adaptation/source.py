@@ -72,8 +72,8 @@ class PairedSource:
         part = cast(Split, self._target)  # except for its labels, which batches do not need
         raw = iterate(part, places, size, job.device, drop_last=True, workers=job.data.workers)
         for step, (images, _) in enumerate(raw):
-            samples = places[step * size : (step + 1) * size]
             generator = stream(job.seed, job.role, "augment target", epoch)
+            samples = torch.arange(size) + (epoch * steps + first + step) * size  # also tells repeats apart
             seen = job.agent(images, generator=generator, epoch=epoch, samples=samples)
             yield normalize(seen, job.splits.mean, job.splits.std)
 

@@ -39,6 +39,7 @@ class AdaptationStep:
         settings: Temperature, shares, and which features to align.
         epochs: Number of epochs of the whole training.
         steps: Steps per epoch.
+        label_smoothing: Share of a label that is spread over all classes, in both cross-entropies.
 
     Raises:
         ValueError: If the tap does not name a module of the teacher.
@@ -48,9 +49,17 @@ class AdaptationStep:
     """
 
     def __init__(
-        self, student: nn.Module, teacher: nn.Module, settings: AdaptationConfig, *, epochs: int, steps: int
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        settings: AdaptationConfig,
+        *,
+        epochs: int,
+        steps: int,
+        label_smoothing: float = 0.0,
     ) -> None:
         self._student, self._teacher, self._settings = student, teacher, settings
+        self._smoothing = label_smoothing
         self._steps, self._last = steps, max(1, epochs * steps - 1)
         self._taps = Taps(teacher, (settings.teacher_tap,), role="teacher")
         self._guard = LogitsGuard()
@@ -73,10 +82,13 @@ class AdaptationStep:
         self._guard(teacher)
         features = self._taps.take()[settings.teacher_tap]
         apart = mean_discrepancy_loss(features[:count], features[count:], kernel=settings.kernel)
-        teaching = adapting_teacher_loss(teacher[:count], batch.labels, apart, progress=progress)
+        teaching = adapting_teacher_loss(
+            teacher[:count], batch.labels, apart, progress=progress, label_smoothing=self._smoothing
+        )
         learning = adapted_student_loss(
             student[:count], student[count:], teacher[:count], teacher[count:], batch.labels,
             progress=progress, temperature=settings.temperature, source_share=settings.source_share,
+            label_smoothing=self._smoothing,
         )  # fmt: skip
         facts = {"discrepancy": apart.detach(), **_schedule(progress, apart)}
         terms = {"adapting_teacher": teaching, "adapted_student": learning}

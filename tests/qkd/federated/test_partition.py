@@ -37,6 +37,13 @@ def test_alpha_says_how_uneven_it_is() -> None:
     assert torch.equal(even.sum(0), torch.full((5,), 60)) and torch.equal(uneven.sum(0), even.sum(0))
 
 
+@pytest.mark.parametrize("alpha", [1e308, 1e-300])
+def test_shares_add_up_for_any_alpha(alpha: float) -> None:
+    shares = dirichlet_shares(5, 3, alpha=alpha, seed=0)
+    torch.testing.assert_close(shares.sum(1), torch.ones(5, dtype=torch.float64))
+    assert bool((shares < 0.5).all()) == (alpha > 1)
+
+
 def test_as_many_clients_as_images() -> None:
     assert sorted(map(len, parts(0.1, clients=300, least=1))) == [1] * 300
 

@@ -252,6 +252,12 @@ def test_contrast_of_equal_views_tends_to_the_logarithm_of_the_batch() -> None:
     assert views.grad is None, "global views are constants"
 
 
+def test_similarities_of_a_nan_are_not_ones() -> None:
+    rows = torch.eye(3)
+    rows[0, 0] = torch.nan
+    assert bool(class_similarity(rows).isnan().any()) and bool(dirichlet_concentrations(rows).isnan().any())
+
+
 def test_class_similarities_and_beta() -> None:
     weights = drawn(20, CLASSES, 7).numpy()
     rows = weights / np.linalg.norm(weights, axis=1, keepdims=True)

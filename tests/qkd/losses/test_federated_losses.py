@@ -97,6 +97,8 @@ def test_the_generators_loss_refuses() -> None:
     good = (drawn(2, 2, 4, 3), LABELS, label_shares(COUNTS), drawn(4, 4, 2), drawn(5, 4, 6))
     with pytest.raises(ValueError, match="needs student_logits"):
         fedgen_generator_loss(*good, beta=0.1)
+    with pytest.raises(ValueError, match="the same shape"):
+        fedgen_generator_loss(*good, student_logits=drawn(1, 4, 2))
     with pytest.raises(ValueError, match="alpha must be finite and not negative"):
         fedgen_generator_loss(*good, alpha=-1.0)
     with pytest.raises(ValueError, match=r"shares \[clients, classes\]"):
@@ -120,6 +122,7 @@ def test_the_clients_loss_is_the_formula_and_its_target_a_constant() -> None:
 def test_the_weight_of_latents_falls_to_its_least() -> None:
     assert fedgen_weight(3) == pytest.approx(10 * 0.98**3, abs=1e-12)
     assert fedgen_weight(10_000) == 1e-4
+    assert fedgen_weight(3, start=0.0) == 0 and fedgen_weight(3, start=1e-6) == 1e-6
     with pytest.raises(ValueError, match="rounds from 0"):
         fedgen_weight(-1)
 
@@ -145,6 +148,10 @@ def test_mean_logits_of_classes() -> None:
     assert torch.allclose(means[2], (logits[1] + logits[3]) / 2, atol=1e-12)
     means, counts = class_mean_logits(logits[:1], LABELS[:1], classes=3)
     assert counts.tolist() == [1, 0, 0] and not bool(means[1:].any())
+    means, counts = class_mean_logits(torch.ones(70_000, 2).half(), torch.zeros(70_000).long(), classes=2)
+    assert counts.tolist() == [70_000, 0] and means[0].tolist() == [1, 1] and means.dtype == torch.float32
+    with pytest.raises(ValueError, match="logits must be floating"):
+        class_mean_logits(torch.ones(4, 3).long(), LABELS, classes=3)
     with pytest.raises(ValueError, match="logits of 4 classes"):
         class_mean_logits(logits, LABELS, classes=4)
 

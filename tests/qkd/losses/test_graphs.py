@@ -128,6 +128,11 @@ def test_adapters_learn_from_the_graph_loss_alone() -> None:
     assert gradients(module.adapters) == [None, None]
 
 
+def test_an_attention_for_other_widths_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"for features of \(3, 6, 2\) channels, got \(4, 6, 5\)"):
+        graph_attention_loss(features(1, dtype=torch.float32), module=MultiHeadGraph((3, 6, 2), (3, 6, 2)))
+
+
 def test_an_attention_that_never_learned_is_refused_unless_it_is_meant_to_be_random() -> None:
     torch.manual_seed(0)
     module = MultiHeadGraph(WIDTHS, WIDTHS).double()

@@ -185,6 +185,11 @@ def test_rescaling_is_small_where_the_student_is_surer() -> None:
     assert bool((gradient_rescaling(z, v, LABELS, teacher_share=0.5, temperature=1.0) < 0.5).all())
     assert bool((gradient_rescaling(v, z, LABELS, teacher_share=0.5, temperature=1.0) > 0.5).all())
     sure = 1e4 * functional.one_hot(LABELS, CLASSES).float()
+    for dtype in (torch.float32, torch.float64):  # both probabilities round to 1 in float32
+        student, teacher = torch.tensor([[20.0, 0, 0]], dtype=dtype), torch.tensor([[21.0, 0, 0]], dtype=dtype)
+        found = gradient_rescaling(student, teacher, torch.tensor([0]), teacher_share=0.9, temperature=1.0)
+        q, p = (2 / (2 + math.exp(margin)) for margin in (20, 21))
+        assert found.item() == pytest.approx(0.1 + 0.9 * (q - p) / q, rel=1e-6)
     assert bool(gradient_rescaling(sure, v.float(), LABELS, teacher_share=0.5, temperature=1.0).isfinite().all())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qkd.losses import (
     SampledClasses,
@@ -15,6 +15,7 @@ from qkd.losses import (
     sampled_soft_target_loss,
     soft_target_loss,
 )
+from quantizers.tensor_quant import LsqWeightQuant
 
 BATCH, CLASSES, FEATURES, DRAWN = 3, 40, 5, 8
 
@@ -91,6 +92,40 @@ def test_normalizers_from_a_draw() -> None:
     torch.testing.assert_close(found.exp().mean(0), exact.exp(), rtol=0.1, atol=0)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_normalizers_of_every_class_make_it_plain_soft_targets(temperature: float) -> None:
+    constants = estimated_log_normalizers(FEATURE, ROWS, BIAS, every_class(CLASSES), temperature=temperature)
+    full = soft_target_loss(LOGITS, TEACHER, temperature=temperature)
+    assert gradients(every_class(CLASSES), constants, temperature)[0] == pytest.approx(full.item(), abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["parameter", "clamped", "low_bit", "half"])
+def test_it_trains_every_kind_of_last_layer(kind: str) -> None:
+    """A bias, and rows that are computed from a parameter, as those of a low-bit layer are."""
+    layer, feature = nn.Linear(FEATURES, CLASSES), FEATURE.float()
+    weight, bias = layer.weight, layer.bias
+    rows = {
+        "parameter": weight,
+        "clamped": weight.clamp(-0.1, 0.1),
+        "low_bit": LsqWeightQuant(2, -2, 1, weight, True).values(weight),
+        "half": weight.bfloat16(),
+    }[kind]
+    sampled, targets = every_class(CLASSES), torch.log_softmax(TEACHER.float(), 1)
+    constants = estimated_log_normalizers(feature, rows, bias, sampled)
+    loss = sampled_soft_target_loss(feature, rows, bias, targets, sampled, constants)
+    found = torch.autograd.grad(loss, (weight, bias), retain_graph=True)
+    full = soft_target_loss(feature @ rows.float().T + bias, TEACHER.float(), temperature=1.0)
+    expected = torch.autograd.grad(full, (weight, bias))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.to_dense(), other)
+
+
+def test_a_proposal_need_not_sum_to_one() -> None:
+    drawn_evenly = draw_classes(torch.ones(4), 2, torch.Generator())
+    assert drawn_evenly.weights.tolist() == [2.0, 2.0]
+    assert draw_classes(torch.ones(4).bfloat16(), 3, torch.Generator()).weights.dtype == torch.float32
+
+
 def test_equal_nets_are_drawn_from_evenly() -> None:
     same = torch.softmax(LOGITS, 1)
     torch.testing.assert_close(class_proposal(same, same), torch.full((CLASSES,), 1 / CLASSES, dtype=torch.float64))
@@ -102,7 +137,14 @@ def test_equal_nets_are_drawn_from_evenly() -> None:
         (lambda: class_proposal(LOGITS, TEACHER[:1]), "of the same shape"),
         (lambda: class_proposal(LOGITS, TEACHER, kind="rank"), "kind must be one of"),
         (lambda: class_proposal(LOGITS, TEACHER, uniform_share=0), "uniform_share must be in"),
-        (lambda: draw_classes(torch.zeros(3), 2, torch.Generator()), "positive probabilities"),
+        (lambda: draw_classes(torch.zeros(3), 2, torch.Generator()), "positive, finite probabilities"),
+        (lambda: class_proposal(LOGITS, TEACHER), "take the softmax of logits first"),
+        (lambda: draw_classes(torch.tensor([1.0, torch.nan]), 2, torch.Generator()), "positive, finite probabilities"),
+        (lambda: draw_classes(torch.tensor([1.0, torch.inf]), 2, torch.Generator()), "positive, finite probabilities"),
+        (
+            lambda: draw_classes(torch.ones(3, dtype=torch.int64), 2, torch.Generator()),
+            "positive, finite probabilities",
+        ),
         (lambda: draw_classes(torch.ones(3), 0, torch.Generator()), "positive count"),
         (lambda: every_class(0), "classes must be positive"),
         (lambda: estimated_log_normalizers(FEATURE, ROWS[:, :2], None, every_class(3)), "needs features"),

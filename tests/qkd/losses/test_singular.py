@@ -228,7 +228,7 @@ def test_adapters_bridge_widths_and_learn() -> None:
             4,
             "6 channels and the teacher's 7: tap layers of the same width, or give",
         ),
-        (SHAPES, SHAPES, 0, "candidates must be at least 1, got candidates=0"),
+        (SHAPES, SHAPES, 0, "candidates must be at least 1 and an integer, got 0"),
     ],
 )
 def test_what_it_refuses(students, teachers, candidates: int, message: str) -> None:

@@ -114,6 +114,21 @@ def test_constants_are_singular_values_of_the_transmitting_matrix() -> None:
     assert value.item() == pytest.approx((((theirs - expected) / expected) ** 2).mean(), rel=1e-8)
 
 
+def test_constants_where_the_rows_sum_to_nothing() -> None:
+    entering, leaving = torch.tensor([[1.0, 2.0], [-1.0, -2.0]]), torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    assert lipschitz_constants([entering, leaving]).item() == pytest.approx(2.0)
+    assert lipschitz_loss([3 * leaving, entering], [entering, leaving]).item() == pytest.approx(0.0, abs=1e-10)
+
+
+def test_label_smoothing_is_that_of_the_cross_entropies() -> None:
+    smooth = cross_entropy_loss(STUDENT, LABELS, label_smoothing=0.2).item()
+    teaching = adapting_teacher_loss(STUDENT, LABELS, torch.zeros(()).double(), progress=0.5, label_smoothing=0.2)
+    assert teaching.item() == pytest.approx(0.7 * smooth)
+    parts = (STUDENT, STUDENT, STUDENT, STUDENT, LABELS)  # equal nets: nothing but the labels
+    learning = adapted_student_loss(*parts, progress=0.5, source_share=0.25, label_smoothing=0.2)
+    assert learning.item() == pytest.approx(0.3 * 0.75 * smooth)
+
+
 def test_constants_of_zeros_are_finite() -> None:
     zeros = torch.zeros(3, 4, requires_grad=True)
     value = lipschitz_loss([zeros, zeros * 2], [torch.zeros(3, 2), torch.zeros(3, 2)])
@@ -139,6 +154,7 @@ def test_constants_of_zeros_are_finite() -> None:
         (lambda: filtered_soft_target_loss(STUDENT, TEACHER, LABELS, temperature=1, threshold=-1), "threshold must be"),
         (lambda: lipschitz_constants([STUDENT]), "at least 2"),
         (lambda: lipschitz_constants([STUDENT, TEACHER], iterations=0), "iterations must be at least 1"),
+        (lambda: lipschitz_constants([STUDENT, TEACHER], iterations=1.5), "and an integer, got 1.5"),
     ],
 )  # fmt: skip
 def test_refusals(compute, match: str) -> None:

@@ -65,19 +65,21 @@ def batch(epoch: int, step: int) -> PairedBatch:
     return PairedBatch(SEEN, LABELS, SEEN.byte(), epoch, step, target=HIDDEN)
 
 
-def step_of(student: nn.Module, teacher: nn.Module, **settings: Any) -> AdaptationStep:
-    return AdaptationStep(student, teacher, AdaptationConfig(teacher_tap="1", **settings), epochs=3, steps=2)
+def step_of(student: nn.Module, teacher: nn.Module, *, smoothing: float = 0.0, **settings: Any) -> AdaptationStep:
+    config = AdaptationConfig(teacher_tap="1", **settings)
+    return AdaptationStep(student, teacher, config, epochs=3, steps=2, label_smoothing=smoothing)
 
 
 def gradients(of: nn.Module) -> list[Tensor]:
     return [parameter.grad.clone() for parameter in of.parameters() if parameter.grad is not None]
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize(("epoch", "place", "b"), [(0, 0, 0.1), (2, 1, 0.9), (1, 0, 0.1 * 9**0.4)])
-def test_the_loss_is_that_of_the_formula(epoch: int, place: int, b: float) -> None:
+def test_the_loss_is_that_of_the_formula(epoch: int, place: int, b: float, smoothing: float) -> None:
     """L = (1 - b)(CE + g MMD) + b (a T^2 KL_s + (1 - a) CE_s + T^2 KL_t), T 20, a 0.3, b from 0.1 to 0.9."""
     student, teacher = net(0), net(1, 7)
-    step = step_of(student, teacher)
+    step = step_of(student, teacher, smoothing=smoothing)
     with step.tapped():
         result = step(batch(epoch, place))
     p = (2 * epoch + place) / 5
@@ -90,8 +92,8 @@ def test_the_loss_is_that_of_the_formula(epoch: int, place: int, b: float) -> No
         return float((theirs.exp() * (theirs - ours)).sum(1).mean())
 
     apart = mean_discrepancy_loss(features[:6], features[6:]).item()
-    taught = (1 - b) * (cross_entropy_loss(v[:6], LABELS).item() + g * apart)
-    task = cross_entropy_loss(z[:6], LABELS).item()
+    taught = (1 - b) * (cross_entropy_loss(v[:6], LABELS, label_smoothing=smoothing).item() + g * apart)
+    task = cross_entropy_loss(z[:6], LABELS, label_smoothing=smoothing).item()
     learned = b * (0.3 * 400 * kl(slice(6)) + 0.7 * task + 400 * kl(slice(6, 12)))
     assert result.loss.item() == pytest.approx(taught + learned, abs=1e-9)
     assert result.terms["adapting_teacher"].item() == pytest.approx(taught, abs=1e-9)
@@ -169,6 +171,12 @@ def test_images_of_the_target_are_gone_through_before_one_comes_again(job: Job) 
     assert torch.equal(source._places(50, 90), places[50:90])
     few = replace(job, splits=replace(job.splits, target=job.splits.target.subset(torch.arange(3))))  # type: ignore[union-attr]
     assert [len(one.target) for one in PairedSource(few).batches(0, 0, 10)] == [10, 10, 10]  # type: ignore[attr-defined]
+
+
+def test_repeated_images_are_augmented_anew(job: Job) -> None:
+    few = replace(job, splits=replace(job.splits, target=job.splits.target.subset(torch.arange(2))))  # type: ignore[union-attr]
+    rows = torch.cat([one.target for one in PairedSource(few).batches(0, 0, 10)])  # type: ignore[attr-defined]
+    assert len(rows.flatten(1).unique(dim=0)) > 6, "30 views of 2 images, cropped at 9 places each"
 
 
 def test_a_set_without_domains_has_no_source(job: Job) -> None:

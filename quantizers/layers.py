@@ -62,7 +62,8 @@ class ActQuantizer(qnn.QuantIdentity):  # type: ignore[misc]
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - Brevitas' name
         given, self._given = self._given, None
         out = input if given is input else self._quantized(input)
-        self._latest = weakref.ref(out) if self.training and self.quant.is_plain else None
+        is_on_grid = self.training and self.quant.is_plain and _is_plain(self.act_quant)
+        self._latest = weakref.ref(out) if is_on_grid else None
         return out
 
     def _quantized(self, x: Tensor) -> Tensor:

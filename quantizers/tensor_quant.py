@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -275,6 +276,10 @@ class ActQuant(Recorded):
         if not self._ready:
             self._ready = bool(self.calibrated)
         return self._ready
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._ready = False  # the state may be that of a student without calibration
 
     def grad_scale(self, x: Tensor) -> float:
         r"""Return the factor of the step size's gradient, :math:`1/\sqrt{N Q_P}` with ``N`` values per image."""

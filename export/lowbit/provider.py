@@ -7,6 +7,7 @@ import functools
 import importlib
 import logging
 import os
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,11 +75,16 @@ def availability() -> Availability:
         return Availability("", "switched off by QKD_LOWBIT=0")
     try:
         _runtime()
-        library = ctypes.CDLL(str(library_path()))
-    except (LowBitUnavailableError, OSError) as error:
+        path = library_path()
+        library = ctypes.CDLL(str(path))
+    except (LowBitUnavailableError, OSError, subprocess.SubprocessError) as error:
         return Availability("", str(error))
-    library.lowbit_describe.restype = ctypes.c_char_p
-    kernels, reason = library.lowbit_describe().decode().split("\n", 1)
+    try:
+        describe = library.lowbit_describe
+    except AttributeError:
+        return Availability("", f"{path} is not the library of this provider, or that of an older version")
+    describe.restype = ctypes.c_char_p
+    kernels, reason = describe().decode().split("\n", 1)
     return Availability(kernels, reason)
 
 

@@ -21,6 +21,9 @@ from quantizers.native.fake_quant import NativeQuant
 
 Compiled = Callable[[Tensor], NativeQuant | None]
 """Returns the compiled functions for a tensor; None if PyTorch's operations give the same bits."""
+_HOOKS_OF_ALL = (
+    "_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks", "_global_backward_pre_hooks",
+)  # fmt: skip
 SHARED = "sums_of_processes"  # in a layer's `__dict__`: returns what sums over all processes, None where it is alone
 
 
@@ -69,8 +72,9 @@ def is_channels_last(x: Tensor) -> bool:
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Return whether a hook observes a module's inputs or outputs."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    """Return whether a hook observes a module's inputs, outputs or their gradients; a backward hook replaces both."""
+    own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(own) or any(getattr(nn.modules.module, name) for name in _HOOKS_OF_ALL)
 
 
 def batch_norm(x: Tensor, norm: nn.BatchNorm2d, compiled: Compiled, grid: Grid | None = None) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import quantizers
-from quantizers import fake_quantize, fake_quantize_per_channel
+from quantizers import fake_quantize, fake_quantize_per_channel, set_fused
 
 
 def scalar(value: float) -> Tensor:
@@ -276,3 +276,20 @@ def test_a_compiled_layer_has_the_gradients_of_the_eager_one() -> None:
 
     for found, expected in zip(gradients(torch.compile(layer, dynamic=False)), gradients(layer), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_scales_that_do_not_fit_are_refused(enabled: bool) -> None:
+    """The compiled functions would read what is behind them."""
+    x, low, high = torch.linspace(-1, 1, 8).reshape(8, 1, 1, 1), torch.tensor(-2.0), torch.tensor(1.0)
+    set_fused(enabled=enabled)
+    try:
+        for count in (1, 3, 9):
+            with pytest.raises(ValueError, match=rf"scale needs 8 values here, got {count}"):
+                fake_quantize_per_channel(x, torch.full((count, 1, 1, 1), 0.5), low, high, grad_scale=1.0)
+        with pytest.raises(ValueError, match="scale needs 1 values here, got 8"):
+            fake_quantize(x, torch.full((8, 1, 1, 1), 0.5), low, high)
+        with pytest.raises(ValueError, match="low needs 1 values here, got 2"):
+            fake_quantize(x, torch.tensor(0.5), torch.zeros(2), high)
+    finally:
+        set_fused(enabled=True)

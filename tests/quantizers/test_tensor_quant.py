@@ -190,6 +190,14 @@ def test_not_calibrated_names_the_way_out() -> None:
     assert issubclass(NotCalibratedError, RuntimeError)
 
 
+def test_a_state_without_calibration_is_not_taken_for_one_with_it() -> None:
+    used = calibrated(LsqActQuant(2, "unsigned"), weights(5).abs())
+    used(torch.zeros(1, 2))
+    used.load_state_dict(LsqActQuant(2, "unsigned").state_dict())
+    with pytest.raises(NotCalibratedError):
+        used(torch.zeros(1, 2))
+
+
 def test_calibrated_flag_travels_with_the_state() -> None:
     source = calibrated(LsqActQuant(4, "shifted"), weights(5))
     fresh = LsqActQuant(4, "shifted")

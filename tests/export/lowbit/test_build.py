@@ -16,6 +16,7 @@ import emulation
 import numpy as np
 import pytest
 import sanitizers
+import torch
 
 from export import lowbit
 from export.lowbit import build, provider
@@ -88,6 +89,10 @@ def test_switched_off_old_runtime_named_library(monkeypatch: pytest.MonkeyPatch)
     with monkeypatch.context() as changed:
         changed.setenv("QKD_LOWBIT_LIBRARY", "/nowhere/lib.so")
         assert lowbit.availability().reason == "QKD_LOWBIT_LIBRARY names no file: /nowhere/lib.so"
+    with monkeypatch.context() as changed:
+        other_library = Path(torch.__file__).parent / "lib" / "libc10.so"
+        changed.setenv("QKD_LOWBIT_LIBRARY", str(other_library))
+        assert lowbit.availability().reason.startswith(f"{other_library} is not the library of this provider")
     monkeypatch.setenv("QKD_LOWBIT", "0")
     assert not lowbit.availability().is_offered and lowbit.providers() == ["CPUExecutionProvider"]
 

@@ -362,6 +362,37 @@ def test_spoiled_files_are_refused_or_left_alone(tmp_path: Path, random_net: Net
     check_spoiled_files(range(3), 20, tmp_path, random_net, {})
 
 
+def test_a_branch_that_nobody_reads_is_left_alone(make_session: Session) -> None:
+    """Two branches of low bits, and only one of them leads to the output."""
+    make, tensor = onnx.helper.make_node, onnx.numpy_helper.from_array
+    codes = np.random.default_rng(0).integers(-1, 2, (32, 32, 3, 3)).astype(np.int8)
+    constants = {
+        "step": np.float32(0.5), "other": np.float32(0.25), "zero": np.uint8(0), "top": np.uint8(3), "w": codes,
+        "w_step": np.float32(0.1), "w_zero": np.int8(0),
+    }  # fmt: skip
+
+    def branch(name: str, step: str) -> list[onnx.NodeProto]:
+        return [
+            make("QuantizeLinear", ["images", step, "zero"], [name + "_q"]),
+            make("Clip", [name + "_q", "zero", "top"], [name + "_c"]),
+            make("DequantizeLinear", [name + "_c", step, "zero"], [name + "_x"]),
+            make("DequantizeLinear", ["w", "w_step", "w_zero"], [name + "_w"]),
+            make("Conv", [name + "_x", name + "_w"], [name + "_y"], pads=[1] * 4),
+            make("QuantizeLinear", [name + "_y", "step", "zero"], [name + "_codes"]),
+        ]
+
+    nodes = [*branch("read", "step"), make("DequantizeLinear", ["read_codes", "step", "zero"], ["out"])]
+    port = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [*nodes, *branch("unread", "other")], "branches", [port("images", onnx.TensorProto.FLOAT, ["n", 32, 8, 8])],
+        [port("out", onnx.TensorProto.FLOAT, None)], [tensor(np.asarray(one), key) for key, one in constants.items()],
+    )  # fmt: skip
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    x = {"images": np.random.default_rng(1).random((2, 32, 8, 8), np.float32) * 2}
+    plain, ours = (make_session(model.SerializeToString(), provider=used).run(None, x)[0] for used in (False, True))
+    assert plain.any() and np.array_equal(plain, ours)
+
+
 @pytest.mark.slow
 def test_many_spoiled_files(tmp_path: Path, random_net: Nets) -> None:
     check_spoiled_files(range(50, 80), 30, tmp_path, random_net, {})

@@ -212,6 +212,29 @@ def test_hooks_see_the_values_before_the_grid_and_change_no_bit() -> None:
         assert torch.equal(one, same), name
 
 
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")  # the first layer's images need no gradient
+@pytest.mark.parametrize("where", ["layer", "quantizer", "norm", "everywhere"])
+def test_backward_hooks_change_only_the_order_of_sums(where: str) -> None:
+    """They replace the tensors that a module gets and returns, so values must not be put on the grid twice."""
+    net, images = student()
+    other = copy.deepcopy(net)
+    calls: list[object] = []
+    layer = next(one for one in other.modules() if isinstance(one, QuantConvBn2d))
+    modules = {"layer": layer, "quantizer": readers(other)[0], "norm": layer.bn}
+    found = step_of(net, images)
+    if where == "everywhere":
+        handle = nn.modules.module.register_module_full_backward_hook(lambda *given: calls.append(given[0]))
+    else:
+        handle = modules[where].register_full_backward_hook(lambda *given: calls.append(given[0]))
+    try:
+        watched = step_of(other, images)
+    finally:
+        handle.remove()
+    assert calls and found.keys() == watched.keys()
+    errors = {name: float((found[name] - watched[name]).norm() / found[name].norm()) for name in found}
+    assert max(errors.values()) < 1e-2, errors  # quantized twice: 0.6 and more
+
+
 @pytest.mark.parametrize("change", ["bypass", "finer", "observer"])
 def test_a_quantizer_that_does_something_else_gets_the_values(change: str) -> None:
     net, images = student()

@@ -258,8 +258,10 @@ private:
             if (is_claimed_[i] && set_of_group_[group_of_[i]] != kNone) members[groups.of(static_cast<int>(i))].push_back(static_cast<int>(i));
         std::vector<Region> found;
         for (const auto& [first, steps] : members)
-            if (std::any_of(steps.begin(), steps.end(), [&](int i) { return candidates_[i].step.conv.is_faster; }))
-                found.push_back(region(steps));
+            if (std::any_of(steps.begin(), steps.end(), [&](int i) { return candidates_[i].step.conv.is_faster; })) {
+                Region made = region(steps);
+                if (!made.outputs.empty()) found.push_back(std::move(made));  // nobody reads it: no kernel is asked for
+            }
         return found;
     }
 

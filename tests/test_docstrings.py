@@ -81,8 +81,6 @@ RAISE_NOTHING = {
     "qkd.training.supervised_step",
     "quantizers.act_quantizers",
     "quantizers.batch_statistics",
-    "quantizers.fake_quantize",
-    "quantizers.fake_quantize_per_channel",
     "quantizers.freeze_batch_norm",
     "quantizers.is_fused",
     "quantizers.is_grid_record",

@@ -121,7 +121,7 @@ def _compare(
     for float_node, name in pairs:
         partners.setdefault(name, []).append(float_node)
     images = next(value for node, value in expected.items() if node.op == "placeholder")
-    modules, values = dict(student.named_modules()), dict[fx.Node, Tensor]()
+    modules, values = dict(student.named_modules(remove_duplicate=False)), dict[fx.Node, Tensor]()
     for node in student.graph.nodes:  # type: ignore[union-attr]
         if node.op == "output":
             continue

@@ -61,7 +61,7 @@ def private_copy(model: nn.Module) -> nn.Module:
 
 
 def _require_weights(root: nn.Module) -> None:
-    """Raise unless all weights have values, in a precision in which grids are exact."""
+    """Raise unless all weights have finite values, in a precision in which grids are exact."""
     for path, tensor in (*root.named_parameters(), *root.named_buffers()):
         if is_lazy(tensor):
             raise RewriteError(f"{path}: has no shape yet (a lazy module); call the network on a batch of images first")
@@ -71,6 +71,10 @@ def _require_weights(root: nn.Module) -> None:
             raise RewriteError(
                 f"{path}: is {tensor.dtype}, but codes are exact only in float32; pass model.float() and float32 "
                 "images, and train under torch.autocast if you want mixed precision"
+            )
+        if isinstance(tensor, nn.Parameter) and not bool(tensor.detach().isfinite().all()):
+            raise RewriteError(
+                f"{path}: has values that are not finite; its training diverged, or its file is damaged: load others"
             )
 
 

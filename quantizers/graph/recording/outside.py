@@ -60,6 +60,14 @@ def written_message(where: str, parameter: str) -> str:
     )
 
 
+def reshaped_message(where: str, name: str) -> str:
+    """Return the message for a network that changes the shape or the memory of a tensor in place."""
+    return (
+        f"{where}: {name} at {user_site() or 'an unknown line'} changes a tensor's shape in place, which cannot be "
+        f"recorded; use its result instead (x = x.{name.removesuffix('_')}(...))"
+    )
+
+
 def leaving(func: Any, where: str) -> str | None:
     """Return the message for a Python function that passes a tensor's values out of torch, or None for any other."""
     if func is Tensor.tolist:

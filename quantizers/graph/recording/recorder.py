@@ -21,7 +21,7 @@ from quantizers.graph.recording.interception import (
     unrecorded,
     word_of,
 )
-from quantizers.graph.recording.ledger import Ledger, Region
+from quantizers.graph.recording.ledger import Ledger, Region, geometry
 from quantizers.graph.recording.outcome import Recording
 from quantizers.graph.recording.outside import (
     OtherDice,
@@ -29,6 +29,7 @@ from quantizers.graph.recording.outside import (
     is_number,
     leaving,
     number_message,
+    reshaped_message,
     written_message,
 )
 from quantizers.graph.recording.returned import structure
@@ -354,7 +355,9 @@ class Recorder:
             message = None
         except NoSpelling as refusal:
             message = self._message(refusal, name.removesuffix("_"))
-        real = func(*args, **kwargs)
+        before, real = geometry(target), func(*args, **kwargs)
+        if geometry(target) != before:  # the ledger would not know it any more, and take it for a constant
+            raise RewriteError(reshaped_message(self._place(), name))
         if message is not None:
             operands = [v for v in pytree.tree_leaves(values) if isinstance(v, Value)]
             self._poison(region, self.pen.refuse(target, message, *operands))

@@ -86,6 +86,45 @@ def test_what_cannot_be_recorded_is_refused_with_its_place(name: str) -> None:
     caught.match(WAYS_OUT)
 
 
+@pytest.mark.parametrize("name", ["unsqueeze_", "squeeze_", "transpose_", "swapaxes_", "swapdims_", "t_", "resize_"])
+def test_shapes_changed_in_place_are_refused(name: str) -> None:
+    """A gate that is open on the example images would be taken for a constant, and its layer dropped."""
+    given = {"squeeze_": (0,), "t_": (), "resize_": (8, 2, 1, 1), "unsqueeze_": (-1,)}.get(name, (0, 1))
+
+    def operation(m: Body, x: Tensor) -> Tensor:
+        gate = F.hardsigmoid(m.inner(x).mean((2, 3)) * 0 + 5)
+        gate = gate[:1] if name == "squeeze_" else gate
+        shape = gate.shape
+        getattr(gate, name)(*given)
+        return x * gate.reshape(shape)[:, :, None, None]
+
+    known = "transpose_" if name.startswith("swap") else name
+    with pytest.raises(RewriteError, match=rf"{known} at test_outside.py:\d+ changes a tensor's shape in place"):
+        _prepared(Body(operation))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(value: float) -> None:
+    net = Body(lambda m, x: m.inner(x))
+    with torch.no_grad():
+        net.inner.weight[0, 0] = value
+    with pytest.raises(RewriteError, match=r"inner\.weight: has values that are not finite"):
+        _prepared(net)
+
+
+def test_a_layer_that_is_named_twice_is_compared() -> None:
+    """Two slices written in place share their moves."""
+
+    def operation(m: Body, x: Tensor) -> Tensor:
+        y = m.inner(x)
+        first, second = y[:, :4], y[:, 4:]
+        first.mul_(0.5)
+        second.sub_(1.0)
+        return torch.cat([first * second, first], 1)
+
+    _prepared(Body(operation))
+
+
 def test_a_generator_that_the_network_holds_is_watched() -> None:
     net = Body(lambda m, x: x * 2 if m.dice.random() > 2 else x)
     net.dice = np.random.default_rng(0)

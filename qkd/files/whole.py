@@ -330,12 +330,13 @@ def refuse_pickle(path: Path, data: bytes) -> None:
 
     Args:
         path: Shown in error messages.
-        data: The file's content, or its first four bytes.
+        data: The file's content, or its first nine bytes.
 
     Raises:
         ValueError: If ``data`` starts like a pickle (protocol 2 or later), or like the zip that ``torch.save`` writes.
     """
-    is_pickle = len(data) > 1 and data[0] == 0x80 and 2 <= data[1] <= 5
+    is_safetensors = data[8:9] == b"{"  # after the length of the header, which may start like a pickle
+    is_pickle = len(data) > 1 and data[0] == 0x80 and 2 <= data[1] <= 5 and not is_safetensors
     if is_pickle or data[:4] == b"PK\x03\x04":
         raise ValueError(
             f"{path}: is a pickled file, which can run code when opened, and is refused; only safetensors are read. "

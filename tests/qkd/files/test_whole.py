@@ -8,6 +8,7 @@ import pickle
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from qkd import files
@@ -182,3 +183,15 @@ def test_names_of_the_system_are_not_replaced(monkeypatch: pytest.MonkeyPatch, n
     monkeypatch.setattr(whole.os, "open", never)
     with pytest.raises(ValueError, match="a file would replace"):
         files.write_bytes(Path(name), b"x")
+
+
+@pytest.mark.parametrize("length", [640, 896, 1152, 1408])
+def test_a_header_whose_length_looks_like_a_pickle_is_read(tmp_path: Path, length: int) -> None:
+    """Its first two bytes are those of protocol 2 to 5."""
+    tensor = torch.arange(3.0)
+    data = next(
+        data for pad in range(2000)
+        if int.from_bytes((data := safetensors.torch.save({"a" * (pad + 1): tensor}))[:8], "little") == length
+    )  # fmt: skip
+    (read,) = whole.parse_safetensors(tmp_path / "w.safetensors", data).values()
+    assert data[0] == 0x80 and torch.equal(read, tensor)

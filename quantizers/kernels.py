@@ -360,9 +360,7 @@ def fake_quantize(
         Esser et al., `Learned Step Size Quantization <https://arxiv.org/abs/1902.08153>`_, 2020, equations 1 to 3;
         Choi et al., `PACT <https://arxiv.org/abs/1805.06085>`_, 2018, equations 1 to 3 (``residual=False``).
     """
-    _check_count("scale", scale, 1)
-    _check_count("low", low, 1)
-    _check_count("high", high, 1)
+    _check_counts(1, scale, low, high)
     return _PerTensor.apply(x, scale, low, high, grad_scale, residual)  # type: ignore[no-any-return]
 
 
@@ -382,16 +380,15 @@ def fake_quantize_per_channel(x: Tensor, scale: Tensor, low: Tensor, high: Tenso
     Raises:
         ValueError: If there is not one scale per output channel, or ``low`` or ``high`` is not a single value.
     """
-    _check_count("scale", scale, x.size(0))
-    _check_count("low", low, 1)
-    _check_count("high", high, 1)
+    _check_counts(x.size(0), scale, low, high)
     return _PerChannel.apply(x, scale, low, high, grad_scale)  # type: ignore[no-any-return]
 
 
-def _check_count(name: str, given: Tensor, count: int) -> None:
+def _check_counts(scales: int, scale: Tensor, low: Tensor, high: Tensor) -> None:
     """Raise unless there are as many values as the compiled functions will read."""
-    if given.numel() != count:
-        raise ValueError(f"{name} needs {count} values here, got {given.numel()} (shape {tuple(given.shape)})")
+    for name, given, count in (("scale", scale, scales), ("low", low, 1), ("high", high, 1)):
+        if given.numel() != count:
+            raise ValueError(f"{name} needs {count} values here, got {given.numel()} (shape {tuple(given.shape)})")
 
 
 class _RoundStraightThrough(torch.autograd.Function):

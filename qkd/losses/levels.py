@@ -238,9 +238,9 @@ def gradient_rescaling(
     is_target = functional.one_hot(labels, student.shape[1]).bool()
     wrong = log_others(functional.log_softmax(student, dim=1), is_target).exp()
     tiny = torch.finfo(student.dtype).tiny
-    p, q = (functional.log_softmax(logits / temperature, dim=1) for logits in (teacher, student))
+    teacher_log, student_log = (functional.log_softmax(logits / temperature, dim=1) for logits in (teacher, student))
     factor = temperature if scale is None else scale / temperature
-    surer = target_difference(p, q, is_target)
+    surer = target_difference(teacher_log, student_log, is_target)
     return (1 - teacher_share) + teacher_share * factor * surer / wrong.clamp_min(tiny)
 
 

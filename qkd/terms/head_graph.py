@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -104,7 +105,6 @@ class MultiHeadGraph(nn.Module):
             raise ValueError(f"a graph relates neighboring features, so it needs at least 2, got {len(teacher_widths)}")
         if heads < 1:
             raise ValueError(f"heads must be at least 1, got {heads=}")
-        self._widths = tuple(teacher_widths)
         self.adapters = WidthAdapters(student_widths, teacher_widths)
         pairs = list(zip(teacher_widths[1:], teacher_widths[:-1], strict=True))
         self.attention = nn.ModuleList(PairAttention(*pair, heads=heads) for pair in pairs)
@@ -121,8 +121,10 @@ class MultiHeadGraph(nn.Module):
         Raises:
             ValueError: If they do not.
         """
-        if tuple(widths) != self._widths:
-            raise ValueError(f"the attention is for features of {self._widths} channels, got {tuple(widths)}")
+        pairs = [cast(PairAttention, pair) for pair in self.attention]
+        known = (pairs[0].receiver.in_features, *(pair.sender.in_features for pair in pairs))
+        if tuple(widths) != known:
+            raise ValueError(f"the attention is for features of {known} channels, got {tuple(widths)}")
 
     def graphs(self, vectors: Sequence[Tensor], *, learns: bool) -> list[Tensor]:
         """Return the graph of each pair of neighbors, ``[heads, batch, batch]``; see :class:`PairAttention`."""

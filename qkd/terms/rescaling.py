@@ -114,8 +114,9 @@ def image_gradients(
     for term in targets.terms:
         scale = term.temperature**2 if term.scale is None else term.scale
         scale = scale / student.shape[1] if term.is_mean else scale
-        p, q = (functional.log_softmax(logits / term.temperature, dim=1) for logits in (teacher, student))
-        total = total + term.weight * scale / term.temperature * target_difference(p, q, is_target)
+        logs = [functional.log_softmax(logits / term.temperature, dim=1) for logits in (teacher, student)]
+        surer = target_difference(logs[0], logs[1], is_target)
+        total = total + term.weight * scale / term.temperature * surer
     return hard, total / targets.total_weight
 
 

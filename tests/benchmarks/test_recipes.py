@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -59,3 +60,27 @@ def test_a_failed_row_stays_and_differences_are_paired(recipes: ModuleType) -> N
     text = recipes.markdown(record)
     assert "| stats | 72.00 ± 12.73 % | +2.00 ± 1.41 |" in text
     assert "| ema | none (1 failed: ValueError: no) (1 of the seeds not run) |  |" in text
+
+
+def test_the_page_says_what_was_measured(recipes: ModuleType) -> None:
+    record = json.loads((BENCHMARKS / "results" / "recipes.json").read_text(encoding="utf-8"))
+    page = " ".join((BENCHMARKS.parent / "docs" / "recipes.md").read_text(encoding="utf-8").split())
+    assert record["table"] == recipes.summarize(record["rows"])
+    assert (BENCHMARKS / "results" / "recipes.md").read_text(encoding="utf-8") == recipes.markdown(record)
+    lines = {line["option"]: line for line in record["table"]}
+    base = lines[recipes.BASELINE]
+    teacher, mean, spread = (100 * value for value in (record["teacher"]["mean"], base["mean"], base["stdev"]))
+    assert f"a teacher of {teacher:.1f} % and a baseline of {mean:.1f} ± {spread:.1f} %" in page
+    away = {name: 100 * line["to_baseline"] for name, line in lines.items() if name != recipes.BASELINE}
+    assert "Twelve of the fourteen" in page and [sum(abs(one) <= 0.5 for one in away.values()), len(away)] == [12, 14]
+    found = {(row["option"], row["seed"]): row["accuracy"] for row in record["rows"]}
+    signs = {name: {found[name, seed] > found[recipes.BASELINE, seed] for seed in record["seeds"]} for name in away}
+    assert {name for name, sign in signs.items() if sign == {False}} == {
+        "quantized_features", "soft_targets_only", "recipe",
+    }  # fmt: skip
+    assert {name for name, sign in signs.items() if sign == {True}} == {"decay_by_bits"}
+    assert (
+        f"quantized features by {-away['quantized_features']:.1f} points, soft targets without labels by "
+        f"{-away['soft_targets_only']:.2f}, and the recipe, which uses the latter, by {-away['recipe']:.1f}." in page
+    )
+    assert f"a quarter of the weight decay at 2 bits, by {away['decay_by_bits']:.1f}." in page

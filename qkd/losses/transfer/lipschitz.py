@@ -91,6 +91,6 @@ def _spectral(entering: Tensor, leaving: Tensor, iterations: int) -> Tensor:
         drawn = torch.randn(leaving.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         vectors = unit_rows(torch.stack([leaving.sum(0), drawn.to(leaving)]))
         for _ in range(iterations):
-            vectors = unit_rows((leaving.T @ (entering @ (entering.T @ (leaving @ vectors.T)))).T)
-        best = row_norms((entering.T @ (leaving @ vectors.T)).T).argmax()
-    return row_norms(entering.T @ (leaving @ vectors[best]))
+            vectors = unit_rows(vectors @ leaving.T @ entering @ entering.T @ leaving)
+        best = row_norms(vectors @ leaving.T @ entering).argmax()
+    return row_norms(vectors[best] @ leaving.T @ entering)

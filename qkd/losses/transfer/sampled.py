@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from qkd.losses.checks import check_choice, check_logits, check_temperature
+from qkd.losses.checks import check_choice, check_logits, check_temperature, is_count
 from qkd.losses.given import given
 from qkd.losses.stable import in_full_precision
 
@@ -98,10 +97,10 @@ def draw_classes(proposal: Tensor, count: int, generator: torch.Generator) -> Sa
         >>> draw_classes(torch.full((4,), 0.25), 2, torch.Generator()).weights.tolist()
         [2.0, 2.0]
     """
-    is_proposal = proposal.dim() == 1 and proposal.is_floating_point() and bool((proposal > 0).all())
-    if count < 1 or not is_proposal or not math.isfinite(float(proposal.double().sum())):
+    is_vector = proposal.dim() == 1 and proposal.is_floating_point()
+    if not is_count(count) or not is_vector or not bool((proposal > 0).all() & proposal.isfinite().all()):
         raise ValueError(
-            f"needs positive, finite probabilities [classes] and a positive count, got {proposal.dtype} "
+            f"needs positive, finite probabilities [classes] and a positive count, an integer, got {proposal.dtype} "
             f"{tuple(proposal.shape)}, {count=}"
         )
     steps = proposal.double().cumsum(0)

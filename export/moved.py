@@ -153,6 +153,11 @@ def takes_old_arguments(function: Callable[Taken, Result]) -> Callable[Taken, Re
     return call
 
 
+def with_new_key(key: str) -> str:
+    """Return the current name of a metadata key that an earlier version wrote."""
+    return OLD_KEYS.get(key, key)
+
+
 def with_new_keys(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return what an earlier version wrote, under the current keys."""
-    return {OLD_KEYS.get(key, key): value for key, value in values.items()}
+    return {with_new_key(key): value for key, value in values.items()}

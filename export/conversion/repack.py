@@ -88,7 +88,8 @@ def repack(model: bytes | str | PathLike[str], storage: str | Iterable[str]) -> 
         storage: Allowed element types: ``int2``, ``int4``, ``int8`` (always allowed), and names of blocks.
 
     Returns:
-        The new file's content. Equal to what ``export_onnx`` writes with that storage.
+        The new file's content. Without layers in blocks it is what ``export_onnx`` writes with that storage, to the
+        byte; a layer that leaves its blocks reads its input through nodes of its own, under other names.
 
     Raises:
         ExportError: If ``storage`` names another type, or the file was not written by ``export_onnx`` (flavor ort).

@@ -20,7 +20,7 @@ from export.parity.quant_session import QuantSession
 from export.parity.with_provider import ProviderTally
 from export.parity.with_runtime import RuntimeTally
 from export.runtime import load_model, open_session, runtime
-from export.storage.metadata import properties_of, read_property
+from export.storage.metadata import as_a_file, check_structure, properties_of, read_property
 from export.storage.preprocessing import Preprocessing
 
 Array = npt.NDArray[np.float32]
@@ -47,7 +47,9 @@ class Ways:
         self.pixels = preprocessing if preprocessing is not None and preprocessing.is_inside else None
         _require_same_input(path, self.model, is_inside=self.pixels is not None)
         self.path, self.threads = path, threads
-        self.properties = properties_of(self.model)
+        with as_a_file(path, "to compare it"):
+            check_structure(self.model)
+            self.properties = properties_of(self.model)
         self.all_taps = _read_taps(path, self.model)
         self.outputs = [entry.name for entry in self.model.graph.output]
         self.notes: tuple[str, ...] = ()
@@ -153,7 +155,10 @@ class Ways:
         if isinstance(session, str):
             return session
         found = attempted(session.run, self.outputs, {INPUT: self.fed(images)})
-        return found if isinstance(found, str) else [np.asarray(values) for values in found]
+        if isinstance(found, str):
+            return found
+        values = [np.asarray(value) for value in found]
+        return next(_undeclared(self.model, dict(zip(self.outputs, values, strict=True))), values)
 
     def run_tapped(self, images: Tensor) -> Tapped | str:
         """Return what the file gives with optimizations off, and what its kernels give alone; or why it cannot run."""
@@ -172,6 +177,22 @@ class Ways:
     def fed(self, images: Tensor) -> npt.NDArray[Any]:
         """Return images as the file takes them."""
         return np.asarray(images.numpy() if self.pixels is None else self.pixels.as_fed(images.numpy()))
+
+
+def _undeclared(model: onnx.ModelProto, found: Mapping[str, npt.NDArray[Any]]) -> Iterator[str]:
+    """Yield each output of another shape than the file says, which is what its readers allocate memory by."""
+    for entry in model.graph.output:
+        kind = entry.type.tensor_type
+        if entry.name not in found or not kind.HasField("shape"):
+            continue
+        says, gives = [size.dim_value for size in kind.shape.dim], list(found[entry.name].shape)
+        pairs = zip(says[1:], gives[1:], strict=False)  # without the batch; 0: of any size
+        if len(says) != len(gives) or any(size not in (0, real) for size, real in pairs):
+            yield f"the file says that its output {entry.name!r} is {_end(entry)}, but it gives {gives}"
+
+
+def _end(entry: onnx.ValueInfoProto) -> str:
+    return "[" + ", ".join(size.dim_param or str(size.dim_value) for size in entry.type.tensor_type.shape.dim) + "]"
 
 
 class Tapped:

@@ -94,12 +94,17 @@ def write_blocked(graph: GraphBuilder, layer: Linear, stored: str, zero_point: i
     if layer.bias is not None:  # codes: the sum stays whole
         inputs += ["", "", graph.constant(f"{name}.bias.codes", layer.bias.astype(np.float32))]
     factors = (  # multiplied when the file is loaded; separate, so that `unblock` finds the originals
-        graph.constant(f"{name}.weight.scale", layer.weight_scale.astype(np.float32)),
+        graph.constant(f"{name}.weight.scale", _scale_by_output(layer)),
         graph.constant(f"{name}.step", np.float32(step)),
     )
     unit = graph.add("Mul", factors, f"{name}.unit", name=f"{name}.unit")
     sums = _matrix_product(graph, layer, inputs, f"{name}.sums", blocks)
     return graph.add("Mul", [sums, unit], layer.output, name=f"{name}.scale")
+
+
+def _scale_by_output(layer: Linear) -> npt.NDArray[np.float32]:
+    """Return one weight scale per output: the factor also tells shape inference how many outputs there are."""
+    return np.ascontiguousarray(np.broadcast_to(layer.weight_scale.astype(np.float32), (len(layer.weights),)))
 
 
 def _matrix_product(graph: GraphBuilder, layer: Linear, inputs: Sequence[str], output: str, blocks: Blocks) -> str:

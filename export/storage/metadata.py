@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from os import PathLike
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import onnx
 
 from export.checks import ExportError
-from export.moved import with_new_keys
+from export.moved import with_new_key, with_new_keys
 
 MOST_CHARACTERS = 16_000_000  # of one entry; a net of a thousand layers has a hundred thousand
 MOST_BITS = 64
@@ -23,8 +23,30 @@ LARGEST_AXIS = 2**31
 
 
 def properties_of(model: onnx.ModelProto) -> dict[str, str]:
-    """Return the entries of a file's metadata, those of earlier versions under the current keys."""
+    """Return the entries of a file's metadata, those of earlier versions under the current keys.
+
+    Raises:
+        ValueError: If a key occurs twice, so that two readers could take two values for it.
+    """
+    require_unique("the metadata key", [with_new_key(entry.key) for entry in model.metadata_props])
     return with_new_keys({entry.key: entry.value for entry in model.metadata_props})
+
+
+def require_unique(what: str, names: Iterable[str]) -> None:
+    """Raise if a name occurs twice.
+
+    Args:
+        what: What the names are of, for the message.
+        names: The names.
+
+    Raises:
+        ValueError: If so (gives the name).
+    """
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"{what} {name!r} occurs twice in the file, so it is not clear which one counts")
+        seen.add(name)
 
 
 def strip_notes(model: onnx.ModelProto) -> None:
@@ -57,7 +79,7 @@ def read_property(model: onnx.ModelProto, key: str, default: Any) -> Any:
     Raises:
         ValueError: If the entry is not JSON, or of another type.
     """
-    text = next((entry.value for entry in model.metadata_props if entry.key == key), None)
+    text = properties_of(model).get(key)
     if text is None:
         return default
     try:
@@ -93,6 +115,9 @@ def check_structure(model: onnx.ModelProto) -> None:
         ValueError: If not (names the place): a cycle, a missing or repeated tensor, a negative or endless axis.
     """
     graph = model.graph
+    require_unique("the constant", (entry.name for entry in graph.initializer))
+    for what in ("input", "output"):
+        require_unique(f"the {what}", (entry.name for entry in getattr(graph, what)))
     made = {entry.name for entry in (*graph.input, *graph.initializer)}
     for node in graph.node:
         missing = [name for name in node.input if name and name not in made]

@@ -31,11 +31,11 @@ from torch.utils import _pytree as pytree
 from quantizers.graph.form.kinds import PASS, is_pass
 from quantizers.graph.recording.copying import example_images
 from quantizers.graph.recording.returned import tensors
+from quantizers.graph.recording.steps import STEP_TOLERANCE
 from quantizers.graph.trace import EVAL_IMAGES, MOVED_BY, TRAIN_IMAGES, RewriteError, Traced
 from quantizers.layers import ActQuantizer, QuantConvBn2d, QuantLinearBn
 from quantizers.modes import exact_float32
 
-STEP_TOLERANCE = 1e-4
 OUTPUT_TOLERANCE = 1e-3
 
 Pairs = Sequence[tuple[fx.Node, str]]

@@ -227,6 +227,28 @@ def test_a_file_that_is_not_the_student_fails(student, path, tmp_path, name):
     assert written["passed"] is False and written["faults"] == list(report.faults)
 
 
+def doubled(field: str, **changed: str) -> Change:
+    """Repeat an entry, changed: a reader that takes the first and one that takes the last disagree."""
+
+    def apply(model: onnx.ModelProto) -> None:
+        entries = model.metadata_props if field == "metadata_props" else getattr(model.graph, field)
+        entries.add().CopyFrom(entries[0])
+        for key, value in changed.items():
+            setattr(entries[-1], key, value)
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    "change",
+    [doubled("metadata_props", value="[]"), doubled("initializer"), doubled("output")],
+    ids=["metadata", "constant", "output"],
+)
+def test_what_is_there_twice_is_no_one_file(student, path, tmp_path, change):
+    with pytest.raises(ValueError, match=r"c\.onnx: .* occurs twice in the file|[Dd]uplicate"):
+        compare(student, path, tmp_path / "c.onnx", change)
+
+
 def test_the_untouched_file_passes(student, path):
     report = check_parity(student, path, batches(2))
     assert report.passed and report.faults == () and report.to_json()["passed"] is True

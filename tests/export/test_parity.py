@@ -14,7 +14,7 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from export import ExportError, ParityError, check_parity, export_onnx
+from export import ExportError, ParityError, check_parity, export_onnx, repack
 from quantizers import NotCalibratedError, QuantSpec, calibrate, prepare
 
 
@@ -311,3 +311,39 @@ def test_outputs_of_other_names_are_told(tmp_path):
     (tmp_path / "u.onnx").write_bytes(text.replace(b"out", b"cut"))
     with pytest.raises(ValueError, match="not 'out'; compare a file that export_onnx wrote of this student"):
         check_parity(student, tmp_path / "u.onnx", batches(4))
+
+
+@pytest.mark.parametrize("linear", ["gemm", "matmul_nbits"])
+def test_one_scale_per_tensor_declares_every_output(linear, tmp_path):
+    """One scale for all outputs says nothing about their number, which shape inference would lose."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(48, 16), nn.ReLU(), nn.Linear(16, 5))
+    images = torch.randn(16, 3, 4, 4)
+    spec = QuantSpec(weight_bits=2, first_bits=None, last_bits=None, per_channel=False)
+    student = prepare(net, spec, images)
+    calibrate(student, images)
+    path = export_onnx(student.eval(), images[:1], tmp_path / "n.onnx", linear=linear).path
+    assert onnx.load(path).graph.output[0].type.tensor_type.shape.dim[1].dim_value == 5
+    assert check_parity(student, path, images).passed
+    (tmp_path / "int8.onnx").write_bytes(repack(path, "int8"))
+    assert check_parity(student, tmp_path / "int8.onnx", images).passed
+
+
+@pytest.mark.parametrize("shape", [[0, 4], [0, 1], [0, 6, 1], [6]])
+def test_an_output_that_has_another_shape_than_declared_is_found(student, path, tmp_path, shape):
+    model = onnx.load(path)
+    sizes = model.graph.output[0].type.tensor_type.shape
+    del sizes.dim[:]
+    for size in shape:
+        added = sizes.dim.add()
+        if size:
+            added.dim_value = size
+        else:
+            added.dim_param = "batch"
+    onnx.save(model, tmp_path / "other.onnx")
+    try:
+        report = check_parity(student, tmp_path / "other.onnx", batches(2), constants=False)
+    except ValueError:
+        return  # the runtime itself refuses it
+    assert not report.passed
+    assert any("the file says that its output" in fault for fault in report.faults)

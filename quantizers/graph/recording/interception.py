@@ -74,7 +74,7 @@ def by_name(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[st
 
 def word_of(func: Any) -> str:
     """Return the name of a function as the network's author would write it, in place or not, reversed or not."""
-    name = str(getattr(func, "__name__", "op")).strip("_")
+    name = str(getattr(func, "__name__", "op")).partition(".")[0].strip("_")  # without the overload
     return {"radd": "add", "rsub": "sub", "rmul": "mul", "iadd": "add", "imul": "mul", "isub": "sub"}.get(name, name)
 
 

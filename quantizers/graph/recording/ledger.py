@@ -6,19 +6,25 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from quantizers.graph.form.canonical import Move
 from quantizers.graph.spelling.moves import apply, scatter
 from quantizers.graph.spelling.pen import Constant, Pen, Value
 
-Geometry = tuple[int, int, tuple[int, ...], tuple[int, ...], str]
+Geometry = tuple[int, tuple[int, ...], tuple[int, ...], str]
 
 
 def geometry(tensor: Tensor) -> Geometry:
-    """Return which part of which memory a tensor views: two tensors of one geometry always hold the same values."""
-    storage = tensor.untyped_storage()._cdata
-    return int(storage), int(tensor.storage_offset()), tuple(tensor.shape), tuple(tensor.stride()), str(tensor.dtype)
+    """Return which memory a tensor views: two tensors of one geometry always hold the same values.
+
+    The address tells, not the storage: tensors that meet through DLPack share memory and have a storage each.
+    """
+    if tensor.layout != torch.strided or tensor.is_nested:
+        return id(tensor), tuple(tensor.shape) if not tensor.is_nested else (), (), str(tensor.dtype)
+    start = tensor.data_ptr() or tensor.untyped_storage()._cdata  # empty tensors have no address
+    return int(start), tuple(tensor.shape), tuple(tensor.stride()), str(tensor.dtype)
 
 
 @dataclass

@@ -1,9 +1,15 @@
-"""Detects what a network does outside torch, where it cannot be recorded: decisions on values, other RNGs."""
+"""Detects what a network does outside torch, where it cannot be recorded: decisions on values, threads, other RNGs."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import random
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing.pool import Pool
+from multiprocessing.process import BaseProcess
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
@@ -20,7 +26,23 @@ _PLAIN = (torch.BoolType, torch.FloatType, torch.NumberType)
 _OF_SHAPES = ("is_same_size", "is_contiguous", "is_strides_like_format", "is_non_overlapping_and_dense", "is_pinned")
 _DICE = (random.Random, np.random.Generator, np.random.RandomState)
 _NOT_OWN = ("torch", "torchvision", "numpy", "quantizers")  # packages that draw from watched generators anyway
-_TO_NUMPY = ("numpy", "__array__", "__dlpack__")
+# Methods of tensors that give their values to what is not torch, or copy them in a way that no operation shows.
+_LEAVING = {
+    **{
+        name: getattr(Tensor, name)
+        for name in (
+            "numpy", "__array__", "__dlpack__", "__deepcopy__", "__reduce__", "__reduce_ex__", "data_ptr", "storage",
+            "untyped_storage", "_typed_storage", "share_memory_",
+        )
+    },
+    "__cuda_array_interface__": Tensor.__cuda_array_interface__.__get__,
+}  # fmt: skip
+# What starts work in another thread or process, where nothing is observed.
+_WORKERS = (
+    (threading.Thread, "start"), (BaseProcess, "start"), (ThreadPoolExecutor, "submit"),
+    (ProcessPoolExecutor, "submit"), (Pool, "apply_async"), (Pool, "_map_async"), (Pool, "imap"),
+    (Pool, "imap_unordered"),
+)  # fmt: skip
 
 
 def is_number(func: Any, name: str) -> bool:
@@ -60,11 +82,11 @@ def written_message(where: str, parameter: str) -> str:
     )
 
 
-def reshaped_message(where: str, name: str) -> str:
-    """Return the message for a network that changes the shape or the memory of a tensor in place."""
+def reshaped_message(name: str) -> str:
+    """Return what is wrong with an operation that changes the shape or the memory of a tensor in place."""
     return (
-        f"{where}: {name} at {user_site() or 'an unknown line'} changes a tensor's shape in place, which cannot be "
-        f"recorded; use its result instead (x = x.{name.removesuffix('_')}(...))"
+        f"{name} changes a tensor's shape in place, which cannot be recorded; use its result instead "
+        f"(x = x.{name.removesuffix('_')}(...))"
     )
 
 
@@ -72,12 +94,55 @@ def leaving(func: Any, where: str) -> str | None:
     """Return the message for a Python function that passes a tensor's values out of torch, or None for any other."""
     if func is Tensor.tolist:
         return number_message(where)
-    if getattr(func, "__name__", "") in _TO_NUMPY and getattr(Tensor, func.__name__, None) is func:
+    name = next((name for name, method in _LEAVING.items() if func == method), None)
+    if name is not None:
         return (
-            f"{where}: values leave torch at {user_site() or 'an unknown line'}, so what is computed from them does "
-            "not depend on the images, as far as torch can see; compute it with torch operations (not numpy)"
+            f"{where}: values leave torch at {user_site() or 'an unknown line'} ({name}), so what is computed from "
+            "them does not depend on the images, as far as torch can see; compute it with torch operations (clone() "
+            "copies)"
         )
     return None
+
+
+@contextlib.contextmanager
+def one_thread(place: Callable[[], str]) -> Iterator[None]:
+    """Refuse that this thread starts others within the block: what they compute is not observed.
+
+    Args:
+        place: Returns the module that runs.
+
+    Yields:
+        Nothing. Work that other threads start is let through.
+
+    Raises:
+        RewriteError: Inside the block, where work is given to another thread or process.
+    """
+    owner, is_on = threading.get_ident(), True
+
+    def watched(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if is_on and threading.get_ident() == owner:
+            raise RewriteError(
+                f"{place()}: computes in another thread or process at {user_site() or 'an unknown line'}, where it "
+                "cannot be recorded; compute in the thread that calls forward"
+            )
+        return original(*args, **kwargs)
+
+    before = [(kind, name, kind.__dict__[name]) for kind, name in _WORKERS]
+    try:
+        for kind, name, original in before:
+            setattr(kind, name, _bound(watched, original))
+        yield
+    finally:
+        is_on = False  # a block of another thread may put a watched method back
+        for kind, name, original in before:
+            setattr(kind, name, original)
+
+
+def _bound(watched: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
+    def method(instance: Any, *args: Any, **kwargs: Any) -> Any:
+        return watched(original, instance, *args, **kwargs)
+
+    return functools.wraps(original)(method)
 
 
 class OtherDice:

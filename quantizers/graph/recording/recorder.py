@@ -29,10 +29,12 @@ from quantizers.graph.recording.outside import (
     is_number,
     leaving,
     number_message,
+    one_thread,
     reshaped_message,
     written_message,
 )
 from quantizers.graph.recording.returned import structure
+from quantizers.graph.recording.steps import require_same_step
 from quantizers.graph.spelling.call import Call, spelled
 from quantizers.graph.spelling.layers import batch_norm
 from quantizers.graph.spelling.moves import PIECES, VIEWS, view_moves
@@ -47,9 +49,6 @@ from quantizers.graph.spelling.table import (
     named,
 )
 from quantizers.graph.spelling.writes import mutated
-
-# A module of the closed set computes the same as torch, except perhaps for the order of summation.
-STEP_TOLERANCE = 1e-4
 
 
 class Recorder:
@@ -84,7 +83,7 @@ class Recorder:
         eager, flow = torch.compiler.set_stance("force_eager"), self.flow.followed(self._is_own_code)
         with torch.no_grad(), instrumented(self.root, self._scoped), eager, without_checkpoints():
             try:
-                with flow, OperatorCalls(self), FunctionCalls(self):
+                with flow, one_thread(self._place), OperatorCalls(self), FunctionCalls(self):
                     result = self.root(images)
                 self.dice.require_unmoved(type(self.root).__name__)
             except RewriteError:
@@ -345,6 +344,8 @@ class Recorder:
         written: list[str],
     ) -> Any:  # fmt: skip
         target = arguments[written[0]]
+        if not isinstance(target, Tensor):
+            raise RewriteError(self._message(NoSpelling("it writes into several tensors; write one by one"), name))
         region = self.ledger.hold(target)
         values = self._valued(arguments)
         try:
@@ -357,12 +358,13 @@ class Recorder:
             message = self._message(refusal, name.removesuffix("_"))
         before, real = geometry(target), func(*args, **kwargs)
         if geometry(target) != before:  # the ledger would not know it any more, and take it for a constant
-            raise RewriteError(reshaped_message(self._place(), name))
+            is_own = self.pen.layer is None  # in a layer of torch, the layer is what has no low-bit form
+            raise RewriteError(self._message(NoSpelling(reshaped_message(name), bare=is_own), name))
         if message is not None:
             operands = [v for v in pytree.tree_leaves(values) if isinstance(v, Value)]
             self._poison(region, self.pen.refuse(target, message, *operands))
         elif self.check and isinstance(part, Value):
-            self._compare(target, part)
+            require_same_step(self.pen, target, part)
         return real
 
     def _poison(self, region: Region, value: Value) -> None:
@@ -387,7 +389,7 @@ class Recorder:
             self._refuse(refusal, name, values, results)
             return
         if self.check:
-            self._compare(results[0], made)
+            require_same_step(self.pen, results[0], made)
         self.ledger.bind(results[0], made)
         for extra in results[1:]:
             reason = NoSpelling("pooling with indices has no integer kernel; use plain pooling", bare=True)
@@ -411,25 +413,9 @@ class Recorder:
             return f"{where}: {what} has no low-bit form: {refusal.reason}"
         return f"{where}: {unknown(what, name)}"
 
-    def _compare(self, real: Tensor, made: Value) -> None:
-        """Raise if a spelling computes something other than torch, which is a bug in this toolkit, not the network."""
-        got = made.tensor
-        if got.shape != real.shape:
-            raise RewriteError(self._fault(f"shape {tuple(got.shape)} instead of {tuple(real.shape)}"))
-        if not real.is_floating_point() or not bool(torch.isfinite(real).all()):
-            return
-        error = float((got - real).abs().max()) if real.numel() else 0.0
-        if error > STEP_TOLERANCE * max(float(real.abs().max()), 1e-3):
-            raise RewriteError(self._fault(f"a difference of {error:.3g}"))
-
-    def _fault(self, found: str) -> str:
-        return (
-            f"{self.pen.place()}: the spelling of {self.pen.what()} is another function ({found}). Please report it; "
-            "prepare(..., verify=False) skips this check"
-        )
-
     # -- tensors ---------------------------------------------------------------------------------------------------
 
+    @unrecorded
     def _depends(self, arguments: Any) -> bool:
         return any(isinstance(item, Tensor) and self.ledger.is_traced(item) for item in pytree.tree_leaves(arguments))
 

@@ -9,14 +9,20 @@ import torch
 from torch import nn
 
 _SKIPPED = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(os.path.dirname(__file__)) + os.sep)
+_STANDARD = os.path.dirname(os.__file__) + os.sep  # the standard library, which may hold site-packages, too
+
+
+def _is_own(name: str) -> bool:
+    is_standard = name.startswith(_STANDARD) and not name.startswith((_STANDARD + "site-", _STANDARD + "dist-"))
+    return not name.startswith((*_SKIPPED, "<")) and not is_standard
 
 
 def user_site() -> str:
-    """Return ``file.py:line`` of the innermost frame outside torch and this package, or an empty string."""
+    """Return ``file.py:line`` of the innermost frame of the network's own code, or an empty string."""
     frame = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
-        if not name.startswith(_SKIPPED) and not name.startswith("<"):
+        if _is_own(name):
             return f"{os.path.basename(name)}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
     return ""

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import io
+import pickle
 import random
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.pool import ThreadPool
 
 import numpy as np
 import pytest
@@ -99,7 +105,7 @@ def test_shapes_changed_in_place_are_refused(name: str) -> None:
         return x * gate.reshape(shape)[:, :, None, None]
 
     known = "transpose_" if name.startswith("swap") else name
-    with pytest.raises(RewriteError, match=rf"{known} at test_outside.py:\d+ changes a tensor's shape in place"):
+    with pytest.raises(RewriteError, match=rf"\(test_outside.py:\d+\): {known} changes a tensor's shape in place"):
         _prepared(Body(operation))
 
 
@@ -253,3 +259,94 @@ def test_what_fails_in_training_only_says_so() -> None:
 
     with pytest.raises(RewriteError, match=r"in train\(\): .*images of the size it trains on"):
         _prepared(Body(heads))
+
+
+@torch.library.custom_op("qkd_tests::twice", mutates_args=())
+def _twice(x: Tensor) -> Tensor:
+    return x * 2
+
+
+def _saved(gate: Tensor) -> Tensor:
+    file = io.BytesIO()
+    torch.save(gate, file)
+    file.seek(0)
+    loaded: Tensor = torch.load(file)
+    return loaded
+
+
+def _copied_storage(gate: Tensor) -> Tensor:
+    made = torch.zeros(gate.shape)
+    made.untyped_storage().copy_(gate.untyped_storage())
+    return made
+
+
+def _in_thread(gate: Tensor) -> Tensor:
+    made: list[Tensor] = []
+    thread = threading.Thread(target=lambda: made.append(gate + 0))
+    thread.start()
+    thread.join()
+    return made[0]
+
+
+def _in_pool(gate: Tensor) -> Tensor:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(lambda: gate + 0).result()
+
+
+UNSEEN: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "deepcopy": (copy.deepcopy, r"leave torch at test_outside\.py:\d+ \(__deepcopy__\)"),
+    "pickle": (
+        lambda gate: pickle.loads(pickle.dumps(gate)),  # noqa: S301 - its own
+        r"leave torch at test_outside\.py:\d+ \(untyped_storage\)",
+    ),
+    "torch.save": (_saved, "leave torch"),
+    "a storage": (_copied_storage, r"leave torch at .*\(untyped_storage\)"),
+    "a thread": (_in_thread, r"another thread or process at test_outside\.py:\d+"),
+    "an executor": (_in_pool, "another thread or process"),
+    "sparse": (lambda gate: gate.to_sparse().to_dense(), "to_sparse has no low-bit form"),
+    "several at once": (lambda gate: torch._foreach_mul_([gate], 1.0) or gate, "into several tensors"),
+    "a custom operation": (_twice, "twice has no low-bit form"),
+}
+
+
+def _gated(of: Callable[[Tensor], Tensor]) -> Body:
+    """Return a network whose gate is closed on the example images, so that its layer looks like a constant."""
+    net = Body(lambda m, x: x + of(F.relu(m.inner(x)).mean((2, 3), keepdim=True)))
+    nn.init.constant_(net.inner.bias, -9.0)
+    return net
+
+
+@pytest.mark.parametrize("name", UNSEEN)
+def test_values_that_go_out_of_sight_are_no_constants(name: str) -> None:
+    way, message = UNSEEN[name]
+    with pytest.raises(RewriteError, match=message):
+        _prepared(_gated(lambda gate: way(gate.detach())))
+
+
+def test_a_pool_that_runs_already_is_refused() -> None:
+    with ThreadPool(1) as pool, pytest.raises(RewriteError, match="another thread or process"):
+        _prepared(_gated(lambda gate: pool.map(lambda g: g + 0, [gate])[0]))
+
+
+def test_memory_that_two_tensors_share_is_one() -> None:
+    """DLPack makes another storage of the same memory."""
+    exchange = torch.utils.dlpack
+    student = _prepared(_gated(lambda gate: exchange.from_dlpack(exchange.to_dlpack(gate.detach()))))
+    assert "inner" in dict(student.named_modules())
+
+
+def test_threads_start_again_after_prepare() -> None:
+    starts = threading.Thread.start, ThreadPoolExecutor.submit
+    _prepared(Body(lambda m, x: m.inner(x)))
+    assert (threading.Thread.start, ThreadPoolExecutor.submit) == starts
+
+
+@pytest.mark.parametrize("layer", [nn.GRU(8, 8, batch_first=True), nn.RNN(8, 8), nn.LSTM(8, 8, batch_first=True)])
+def test_recurrence_is_refused_as_such(layer: nn.Module) -> None:
+    def operation(m: Body, x: Tensor) -> Tensor:
+        return x + m.more(x.flatten(2).transpose(1, 2))[0].mean(1)[:, :, None, None]
+
+    net = Body(operation)
+    net.more = layer
+    with pytest.raises(RewriteError, match=f"more: {type(layer).__name__} has no low-bit form.*Recurrence"):
+        _prepared(net)

@@ -30,6 +30,7 @@ from quantizers.tensor_quant import ActQuant
 LARGEST_CHANGE = 2e-3  # far below the resolution of the grids, to which training has made the student robust
 CANDIDATES = 201
 MARGIN = 0.125  # in accumulator units; margins that reach it are kept
+ROUNDING = 2.0**-22  # two roundings to float32, of a sum times a factor; beyond MARGIN for sums of 524,288 and more
 FUNCTION_MARGIN = 2e-3  # in steps; float32 approximations of exp, erf and tanh should err by less
 NEARLY = 0.75  # of the best margin in reach: no change to gain less than a third more, so that repeated calls converge
 CHUNK_ELEMENTS = 4_000_000
@@ -81,12 +82,13 @@ def _ties(quantizer: ActQuantizer) -> Tensor:
     return torch.arange(int(quant.low), int(quant.high), device=quant.low.device, dtype=torch.float64) + 0.5
 
 
-def _distance(ties: Tensor, reach: float) -> Tensor:
+def _distance(ties: Tensor, reach: float | Tensor) -> Tensor:
     """Return the smallest distance of ties from a reachable integer over the last dimension, at most 0.5.
 
-    A tie just beyond the largest integer is as close to it as one just below.
+    A tie just beyond the largest integer is as close to it as one just below. Where sums are so large that float32's
+    rounding exceeds ``MARGIN``, distances count for less in proportion, so that ``MARGIN`` is enough everywhere.
     """
-    off = (ties - torch.round(ties)).abs()
+    off = (ties - torch.round(ties)).abs() * (MARGIN / (ties.abs() * ROUNDING)).clamp(max=1)
     return torch.where(ties.abs() <= reach + 0.5, off, torch.full_like(off, 0.5)).amin(dim=-1)
 
 
@@ -216,8 +218,8 @@ def _settle_layer(layer: QuantConvBn2d | QuantLinearBn) -> None:
     # The unit is multiplied by the factor, so the ties in accumulator units are divided by it.
     distances = torch.cat(
         [
-            _distance(ties[None, None, :] / (part[:, None, None] * factors[None, :, None]), reach)
-            for part in torch.split(unit, chunk)
+            _distance(ties[None, None, :] / (part[:, None, None] * factors[None, :, None]), most[:, None, None])
+            for part, most in zip(torch.split(unit, chunk), torch.split(reach, chunk), strict=True)
         ]
     )
     if not _has_factors(layer) and layer.quant.step.numel() == 1:
@@ -231,12 +233,16 @@ def _has_factors(layer: QuantConvBn2d | QuantLinearBn) -> bool:
     return bn is not None and bn.weight is not None and bn.running_mean is not None and bn.running_var is not None
 
 
-def _reach(layer: QuantConvBn2d | QuantLinearBn) -> float:
-    """Return a bound on the accumulator: every product at its largest."""
+def _reach(layer: QuantConvBn2d | QuantLinearBn) -> Tensor:
+    """Return a bound on each channel's accumulator: every product at its largest, and the bias, which moves a little."""
     source = layer.source.quant
     fan_in = layer.weight[0].numel()
     largest = max(abs(float(source.low)), float(source.high))
-    return float(fan_in * largest * max(abs(layer.quant.low_code), layer.quant.high_code))
+    products = float(fan_in * largest * max(abs(layer.quant.low_code), layer.quant.high_code))
+    scale, bias = layer.folded()[1:]
+    unit = scale.double() * float(source.step)
+    codes = torch.zeros_like(unit) if bias is None else (bias.double() / unit).abs() * (1 + LARGEST_CHANGE) + 1
+    return products + (codes.amax().reshape(1) if unit.numel() == 1 else codes)  # one unit for all channels
 
 
 def _rescale(layer: QuantConvBn2d | QuantLinearBn, factor: Tensor) -> None:

@@ -116,7 +116,7 @@ def check_parity(
             for part, part_labels, tapped in _parts(images, labels, layer_images - layers.images):
                 ours, off = _run_student(student, part, ways, expected, layers if tapped else None)
                 on = off if ways.is_qonnx else ways.run(ways.on, part)
-                tally.add(ours, off, on, part_labels)
+                tally.add(ours, off, on, part_labels, tapped=tapped)
                 if compared is not None:
                     compared.add(ways.fed(part), on, keep=tapped)
                 if elsewhere is not None:

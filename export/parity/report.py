@@ -85,6 +85,8 @@ class ParityReport:
         runtime_version: Version of onnxruntime, or ``qonnx`` and its version if that ran the file.
         threads: Its threads.
         output_differs_on: Whether the last layer's kernel alone makes a larger difference than allowed.
+        whole_differs_on: Images, of those that layers were compared on, for which the whole file with optimizations on
+            gives other logits than without, beyond their rounding.
         uncompared: Each quantizer, layer or output that had to be compared but could not be, and why.
         constants: Constants, attributes and entries of the file that were compared with the student's; 0 if they
             were not (a note says why): then ``passed`` covers only these images.
@@ -107,6 +109,7 @@ class ParityReport:
     runtime_version: str
     threads: int
     output_differs_on: bool = False
+    whole_differs_on: int = 0
     uncompared: tuple[str, ...] = ()
     constants: int = 0
     differences: tuple[str, ...] = ()
@@ -129,7 +132,7 @@ class ParityReport:
         class the same (except for ties in the student itself). Every quantizer of student and file must have been
         compared, and no code may differ, nor any code of an integer kernel that is fed the codes it should get. With
         optimizations on, one image in a thousand may get logits farther off than one code of the last layer's input
-        moves them, and one another class. Logits that are all zero, or never finite, prove nothing. Nothing in the file
+        moves them, and one another class; but if no kernel by itself gives another code, nor may the whole. Logits that are all zero, or never finite, prove nothing. Nothing in the file
         may differ from what export writes for the student, whether or not these images reach it. Under an execution
         provider, if one was requested, no bit of an output or a layer may differ, and the provider must compute some of
         the file. In another runtime, if one was requested, logits and codes are judged as with optimizations off.
@@ -182,7 +185,7 @@ class ParityReport:
         yield from self._side_faults("off", self.off, min_top1_off, max_steps_off, min_within=1.0)
         yield from self._side_faults("on", self.on, min_top1_on, max_steps_on, min_within=MIN_WITHIN_ON)
         yield from _some("could not be compared", self.uncompared)
-        yield from self._code_faults()
+        yield from self._code_faults(judges_whole=max_steps_on is None)
         yield from _some("the file differs from what export writes for this student", self.differences)
         if self.all_zero:
             yield "every logit is zero, which proves nothing: compare a trained student on real images"
@@ -216,7 +219,7 @@ class ParityReport:
             return f" by up to {side.max_difference:.4g}, at most {side.allowed or 0:.4g} allowed"
         return f" by up to {side.max_steps:.4g} output steps, at most {side.allowed / self.output_step:.4g} allowed"
 
-    def _code_faults(self) -> Iterator[str]:
+    def _code_faults(self, *, judges_whole: bool) -> Iterator[str]:
         differing = [layer for layer in self.layers if layer.differing]
         if differing:
             first = differing[0]
@@ -227,6 +230,11 @@ class ParityReport:
         kernels = [f"{layer.name} ({layer.differing_on} of {layer.values} codes)"
                    for layer in self.layers if layer.differing_on]  # fmt: skip
         kernels += ["the logits themselves"] if self.output_differs_on else []
+        if judges_whole and self.whole_differs_on and not kernels:
+            yield (
+                f"with optimizations on, logits of {self.whole_differs_on} of {self.layer_images} images differ, although "
+                "every kernel by itself is right: the runtime rewrites the graph across layers"
+            )
         yield from _some(
             "with optimizations on, kernels give wrong codes even when fed the right ones "
             "(quantizers.settle(student) moves scales off rounding ties)", kernels,

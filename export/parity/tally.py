@@ -91,6 +91,10 @@ class Side:
         )
 
 
+def _is_finite(outputs: list[Array]) -> bool:
+    return all(bool(np.isfinite(output).all()) for output in outputs)
+
+
 def _classes(logits: Array) -> npt.NDArray[np.int64]:
     """Return the best class of each image, or of each of its positions; a NaN wins."""
     return np.asarray(logits.argmax(1) if logits.ndim > 1 else np.zeros(len(logits)), np.int64)
@@ -115,6 +119,7 @@ class Tally:
     labeled: int = 0
     right: int = 0
     logits: int = 0
+    whole_beyond: int = 0
     is_zero: bool = True
     saw_values: bool = False
     classes: set[int] = field(default_factory=set)
@@ -124,11 +129,23 @@ class Tally:
     def __post_init__(self) -> None:
         self.off, self.on = Side(self.expected, optimized=False), Side(self.expected, optimized=True)
 
-    def add(self, ours: list[Array], off: Outputs, on: Outputs, labels: Tensor | None) -> None:
-        """Add a batch: outputs of the student, and of the file with optimizations off and on."""
+    def add(self, ours: list[Array], off: Outputs, on: Outputs, labels: Tensor | None, *, tapped: bool = False) -> None:
+        """Add a batch: outputs of the student, and of the file with optimizations off and on.
+
+        Args:
+            ours: The student's outputs.
+            off: The file's with optimizations off.
+            on: The same with optimizations on.
+            labels: Of the images ``[batch]``, or None.
+            tapped: Whether each kernel also runs by itself on these images, so that the whole can be judged by them.
+        """
         logits, wanted = ours[0], None if labels is None else labels.numpy()
         self.off.add(ours, off, wanted)
         self.on.add(ours, on, wanted)
+        if tapped and not (isinstance(off, str) or self.off.fault or self.on.fault) and _is_finite(off):
+            whole = Side(self.expected, optimized=False)
+            whole.add(off, on, None)
+            self.whole_beyond += whole.beyond
         self.images += len(logits)
         self.logits += logits.size
         self.is_zero = self.is_zero and not logits.any()
@@ -179,6 +196,7 @@ class Tally:
             runtime_version=ways.runtime_version,
             threads=ways.threads,
             output_differs_on=bool(layers.output_beyond),
+            whole_differs_on=self.whole_beyond,
             uncompared=tuple(f"{name} ({why})" for name, why in missing.items()),
             constants=graphs.compared,
             differences=graphs.differences,

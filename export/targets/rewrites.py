@@ -59,15 +59,31 @@ def _convolved(graph: Graph, node: NodeProto) -> Iterator[NodeProto]:
 def no_full_clips(model: ModelProto) -> None:
     """Remove each Clip that keeps all 256 codes of its type.
 
-    IREE treats uint8 as signed in Clip, so that 255 is -1. Codes below 128 are right either way.
+    IREE treats uint8 as signed in Clip, so that 255 is -1. Codes below 128 are right either way. Such a Clip keeps two
+    quantizers apart, which ONNX Runtime otherwise joins into one with another scale; a Max that keeps every real value
+    does it instead.
     """
-    graph, nodes = Graph(model), []
+    graph = Graph(model)
+    nodes: list[NodeProto] = []
+    freed = [node for node in graph.nodes if node.op_type == "Clip" and _is_full(graph, node)]
+    for clip in freed:
+        _read_instead(graph, clip.output[0], clip.input[0])
+    quantizers = [graph.makers[clip.input[0]] for clip in freed if clip.input[0] in graph.makers]
     for node in graph.nodes:
-        if node.op_type == "Clip" and _is_full(graph, node):
-            _read_instead(graph, node.output[0], node.input[0])
-        else:
+        if any(node is one for one in quantizers):
+            nodes.extend(_apart(graph, node))
+        if not any(node is one for one in freed):
             nodes.append(node)
     graph.finish(nodes)
+
+
+def _apart(graph: Graph, quantizer: NodeProto) -> Iterator[NodeProto]:
+    """Yield the node between a quantizer and the one before it, if that follows directly."""
+    real = quantizer.input[0]
+    if real in graph.makers and graph.makers[real].op_type == "DequantizeLinear":
+        name = f"{quantizer.output[0]}.apart"
+        quantizer.input[0] = name
+        yield helper.make_node("Max", [real, graph.constant(f"{name}.low", -LARGEST)], [name], name=name)
 
 
 def _is_full(graph: Graph, clip: NodeProto) -> bool:

@@ -358,3 +358,29 @@ def test_a_tie_just_beyond_the_last_code_counts() -> None:
     settle(student)
     codes = torch.arange(-128, 128, dtype=torch.float64) * source.quant.step.item() / changed.quant.step.item()
     assert float((codes - codes.floor() - 0.5).abs().min()) > 1e-3
+
+
+@pytest.mark.parametrize("offset", [30.0, 100.0, 300.0])
+def test_the_bias_is_part_of_the_sum(offset: float) -> None:
+    """Ties far beyond the sum of products are reached with the bias; there float32 rounds more, too."""
+    torch.manual_seed(0)
+    batch = torch.randn(16, 3, 10, 14)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    student: Any = prepare(net, QuantSpec(weight_bits=2, act_bits=2), example_inputs=batch)
+    with torch.no_grad():
+        student.get_submodule("0").bias += offset
+    calibrate(student, [batch])
+    view = integer_view(student)
+    layer = next(node for node in view.nodes if isinstance(node, ir.Conv))
+    grid = next(node.grid for node in view.nodes if isinstance(node, ir.Quantize) and node.inputs[0] == layer.output)
+    source = view.grids[layer.inputs[0]]
+    assert layer.bias is not None
+    products = max(-source.low, source.high) * abs(layer.weights.astype(int)).reshape(8, -1).sum(1)
+    assert max(abs(layer.bias)) > 8 * max(products)
+    found = []
+    for scale, bias, most in zip(layer.weight_scale.tolist(), layer.bias.tolist(), products.tolist(), strict=True):
+        for code in range(grid.low, grid.high):
+            tie = (code + 0.5) * grid.scale / (scale * source.scale)
+            if abs(tie - bias) <= most:
+                found.append(abs(tie - round(tie)) / max(1.0, abs(tie) * 2**-22 / 0.125))
+    assert found and min(found) >= 0.035

@@ -39,6 +39,20 @@ class Small(nn.Module):
         return self.last(self.act(self.second(self.act(self.first(x)))))
 
 
+class Joined(nn.Module):
+    """A sum on 8 bits whose value is put on the grid of a concatenation: two quantizers follow each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.p = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1), nn.PReLU(8)
+        self.fc = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.a(x))
+        y = torch.relu(x + self.b(x))
+        return self.fc(torch.cat([y, self.p(x)], 1).mean((2, 3)))
+
+
 @pytest.fixture(scope="module")
 def images() -> Tensor:
     return torch.randn(24, 2, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -113,6 +127,26 @@ def test_iree_has_no_clip_of_all_codes(net: Any, tmp_path: Path) -> None:
     net.quantize(net.conv("other", "conv2", (4, 4), bits=8), "narrow", 4, 1 / 8)
     view = net.view(net.conv("narrow", "conv3", (4, 2)))
     assert limits("qcdq", None) == [15, 255] and limits("ort", "iree") == [15]
+
+
+@pytest.mark.parametrize("bits", [2, 8])
+def test_iree_keeps_quantizers_apart_that_follow_each_other(bits: int, tmp_path: Path) -> None:
+    """ONNX Runtime joins two grids into one with another scale; no kernel by itself shows it."""
+    torch.manual_seed(1)
+    images = torch.randn(32, 3, 10, 14)
+    student = prepare(Joined().eval(), QuantSpec(weight_bits=bits, act_bits=bits), images[:2])
+    calibrate(student, images)
+    model = read(student.eval(), images, tmp_path, "iree")
+    report = check_parity(student, tmp_path / "student.onnx", images)
+    assert report.faults == () and report.whole_differs_on == 0
+    apart = next(node for node in model.graph.node if node.op_type == "Max")
+    reader = next(node for node in model.graph.node if apart.output[0] in node.input)
+    reader.input[0] = apart.input[0]
+    model.graph.node.remove(apart)
+    onnx.save(model, tmp_path / "joined.onnx")
+    report = check_parity(student, tmp_path / "joined.onnx", images, constants=False)
+    assert not any(layer.differing_on for layer in report.layers) and report.off.beyond == 0
+    assert bits == 2 or any("the runtime rewrites the graph across layers" in fault for fault in report.faults)
 
 
 def test_opencv_has_constant_biases_of_linear_layers(student: Student, images: Tensor, tmp_path: Path) -> None:

@@ -153,8 +153,8 @@ class _Rewriting:
             return node.input[0], None
         low, high = (float(self.graph.value(name)) for name in clip.input[1:])
         if low != 0:
-            raise ExportError(f"{node.name}: a range that starts at {low:g} has no fixed-point form; train with "
-                              "symmetric grids (config: quant.symmetric: true)")  # fmt: skip
+            raise ExportError(f"{node.name}: it reads values that are clamped to start at {low:g}, which has no "
+                              "fixed-point form; clamp them from 0 (ReLU6, say), or not at all")  # fmt: skip
         return clip.input[0], high
 
     def _in_steps(self, source: str, output: str, scale: float, low: float, high: float) -> str:

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from export import export_float
+from export import ExportedModel, export_float
 from export.lowering.model import INPUT, OUTPUT
 from export.parity.quant_session import QuantSession
 from export.runtime import open_session
-from export.targets.form import check_suits
 from qkd.config import RunConfig, Section
 from qkd.data import load_splits, normalize
 from qkd.predicting.feeding import preprocessing_of
@@ -35,7 +34,7 @@ from qkd.training import Batch, Job, Phase, cpu_threads
 from qkd.training.assembly import Context, Role, Training, assemble
 from qkd.training.precision import choose_device
 from qkd.training.source import source_of
-from quantizers import Student, integer_view
+from quantizers import Student
 
 BATCHES = 2
 FEW_IMAGES = 8
@@ -86,11 +85,11 @@ def dry_run(config: RunConfig, progress: Progress) -> DryRunReport:
 
 
 def check_distillation(config: RunConfig, progress: Progress) -> None:
-    """Take two steps of every phase of the student's training on a few images, as a run does before its first stage.
+    """Take two steps of every phase of the student's training on a few images, and write its files, before the stages.
 
     Errors that need nets and data to be seen (a tap that is not a module, shapes that do not match, too large a quiz, a
-    layer that the export target lacks) would otherwise show up only after training the teacher and searching both
-    agents. This is the part of :func:`dry_run` that takes seconds.
+    layer that the export target lacks, an output whose name a file cannot have) would otherwise show up only after
+    training the teacher and searching both agents. This is the part of :func:`dry_run` that takes seconds.
 
     Args:
         config: The experiment.
@@ -99,15 +98,13 @@ def check_distillation(config: RunConfig, progress: Progress) -> None:
     Raises:
         ValueError: If data, nets, agents or loss terms cannot be used.
         quantizers.RewriteError: If the student's net cannot be rewritten.
-        export.ExportError: If ``export.target`` does not compute something of the student.
+        export.ExportError: If the student cannot be written, for ``export.target`` for example.
         TypeError: If the student's parameters are not float32.
         RuntimeError: If a loss or a gradient is not finite.
     """
     progress.say("pre-flight check: two training steps per phase of the student, on a few images")
     with cpu_threads(config.threads), tempfile.TemporaryDirectory(prefix="qkd-check-") as folder:
-        context = _Attempt(config, Silent(), Path(folder), is_brief=True).train()
-        if (target := config.export.chosen_target) is not None:
-            check_suits(integer_view(load_student(context.run)), target)
+        _Attempt(config, Silent(), Path(folder), is_brief=True).try_student()
 
 
 class _Attempt:
@@ -126,6 +123,11 @@ class _Attempt:
         with self._tried("export") as outcome:
             outcome.append(self._export(context))
         return DryRunReport(self.config.name, tuple(self.checks))
+
+    def try_student(self) -> None:
+        """Try all that comes before the export, and to write the student's files."""
+        context = self.train()
+        self._write_student(context, load_student(context.run), self._few_images(context)[1])
 
     def train(self) -> Context:
         """Try all that comes before the export."""
@@ -194,14 +196,8 @@ class _Attempt:
         """Export the trained nets, as the export stage does, and run the files."""
         config, splits = context.config, context.splits
         student, nets = load_student(context.run), float_nets(context.run)
-        raw, _ = splits.test.batch(torch.arange(min(2, len(splits.test))), "cpu")
-        images = normalize(raw.cpu(), splits.mean, splits.std)
-        exported = [
-            export_student(
-                config, student, images, self.folder / f"{name}.onnx", file, preprocessing_of(config, splits, name)
-            )
-            for name, file in student_files(config).items()
-        ]
+        raw, images = self._few_images(context)
+        exported = self._write_student(context, student, images)
         for model in exported:
             for warning in model.warnings:
                 self.progress.warn(f"{model.path.name}: {warning}")
@@ -212,9 +208,24 @@ class _Attempt:
         runnable = [model.path.stem for model in exported if model.flavor != "qonnx"]
         for name in (*runnable, *nets):
             session = open_session(self.folder / f"{name}.onnx", optimize=True)
-            fed = preprocessing_of(config, splits, name).as_fed(raw.cpu().numpy())
+            fed = preprocessing_of(config, splits, name).as_fed(raw.numpy())
             session.run(None, {session.get_inputs()[0].name: fed})
         return f"student.onnx {exported[0].size_bytes:,} bytes; {len(nets) + len(exported)} files load and run"
+
+    def _write_student(self, context: Context, student: Student, images: Tensor) -> list[ExportedModel]:
+        config, splits = context.config, context.splits
+        return [
+            export_student(
+                config, student, images, self.folder / f"{name}.onnx", file, preprocessing_of(config, splits, name)
+            )
+            for name, file in student_files(config).items()
+        ]
+
+    def _few_images(self, context: Context) -> tuple[Tensor, Tensor]:
+        """Return images as they are stored, and normalized."""
+        splits = context.splits
+        raw, _ = splits.test.batch(torch.arange(min(2, len(splits.test))), "cpu")
+        return raw.cpu(), normalize(raw.cpu(), splits.mean, splits.std)
 
 
 def tried_config(config: RunConfig, batch_size: int) -> RunConfig:

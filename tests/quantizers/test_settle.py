@@ -376,11 +376,11 @@ def test_the_bias_is_part_of_the_sum(offset: float) -> None:
     source = view.grids[layer.inputs[0]]
     assert layer.bias is not None
     products = max(-source.low, source.high) * abs(layer.weights.astype(int)).reshape(8, -1).sum(1)
-    assert max(abs(layer.bias)) > 8 * max(products)
+    assert max(abs(layer.bias)) > max(products)
     found = []
     for scale, bias, most in zip(layer.weight_scale.tolist(), layer.bias.tolist(), products.tolist(), strict=True):
         for code in range(grid.low, grid.high):
             tie = (code + 0.5) * grid.scale / (scale * source.scale)
             if abs(tie - bias) <= most:
                 found.append(abs(tie - round(tie)) / max(1.0, abs(tie) * 2**-22 / 0.125))
-    assert found and min(found) >= 0.035
+    assert found and min(found) >= 0.03

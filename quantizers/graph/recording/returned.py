@@ -10,6 +10,9 @@ from torch import Tensor, fx
 from quantizers.graph.form.refusal import RewriteError
 
 
+RESERVED = ("", "images")  # no name at all, and what exported files call their input
+
+
 def structure(result: Any, network: str, node_of: Callable[[Tensor], fx.Node | None], *, is_inner: bool = False) -> Any:
     """Return what a network returned, with nodes in place of tensors.
 
@@ -20,7 +23,8 @@ def structure(result: Any, network: str, node_of: Callable[[Tensor], fx.Node | N
         is_inner: Whether it is within another structure.
 
     Raises:
-        RewriteError: If it is of another type, nested, or holds a constant.
+        RewriteError: If it is of another type, nested, or holds a constant, or an exported file cannot name an output
+            so.
     """
     if isinstance(result, Tensor):
         node = node_of(result)
@@ -39,6 +43,12 @@ def structure(result: Any, network: str, node_of: Callable[[Tensor], fx.Node | N
         return structure(item, network, node_of, is_inner=True)
 
     if isinstance(result, dict):
+        for key in result:
+            if str(key) in RESERVED:
+                raise RewriteError(
+                    f"{network}: returns a dict with the key {str(key)!r}, which an exported file cannot name an output; "
+                    "use another"
+                )
         return {str(key): inner(item) for key, item in result.items()}  # a plain dict, whatever the network's own type
     if isinstance(result, (tuple, list)):
         return (tuple if isinstance(result, tuple) else list)(inner(item) for item in result)

@@ -146,6 +146,7 @@ def off_ties(rng: np.random.Generator, low: int, high: int, reach: int) -> float
         ([nn.Conv2d(2, 4, 3, groups=2), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3)], "0: hls4ml cannot do 2 groups"),
         ([nn.Conv2d(2, 4, 3), nn.ReLU(), nn.MaxPool2d(3, 2, ceil_mode=True), nn.Flatten(), nn.LazyLinear(3)],
          "pads both ends of a maximum alike, but this one has pads"),
+        ([nn.Conv2d(2, 4, 3), nn.Hardtanh(-0.3, 0.7), nn.Flatten(), nn.LazyLinear(3)], "clamped to start at -0.3"),
         ([nn.Conv2d(2, 4, 8), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3)], "use nn.Flatten and nn.Linear"),
     ],
 )  # fmt: skip

@@ -87,6 +87,13 @@ def test_a_layer_that_the_target_lacks_is_found_before_training(eager: None, fol
         check_distillation(tiny_config(folder, {**own, "export.target": "openvino"}), Silent())
 
 
+def test_a_file_that_cannot_be_written_is_found_before_training(eager: None, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(NET.replace("nn.Hardtanh()", "nn.SiLU()"))
+    own = {"teacher.net": f"{tmp_path / 'net.py'}:build", "student.net": None, "student.quant.symmetric": True}
+    with pytest.raises(ExportError, match="Sigmoid.*has no fixed-point form"):
+        check_distillation(tiny_config(folder, {**own, "export.target": "hls4ml"}), Silent())
+
+
 @pytest.mark.parametrize(("name", "words"), [("litert", "use onnxruntime")])
 def test_a_refused_target_says_why(folder: Path, name: str, words: str) -> None:
     with pytest.raises(ValidationError, match=f"target '{name}' is refused: .*{words}"):

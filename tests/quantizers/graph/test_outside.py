@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from export.lowering.model import INPUT
 from quantizers import QuantSpec, RewriteError, Student, prepare
 
 IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -350,3 +351,13 @@ def test_recurrence_is_refused_as_such(layer: nn.Module) -> None:
     net.more = layer
     with pytest.raises(RewriteError, match=f"more: {type(layer).__name__} has no low-bit form.*Recurrence"):
         _prepared(net)
+
+
+@pytest.mark.parametrize("key", ["", INPUT])
+def test_keys_that_no_file_can_have_are_refused(key: str) -> None:
+    class Named(nn.Conv2d):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {key: super().forward(x)}
+
+    with pytest.raises(RewriteError, match=f"Named: returns a dict with the key '{key}'"):
+        _prepared(Named(3, 8, 3))

@@ -234,7 +234,7 @@ def _has_factors(layer: QuantConvBn2d | QuantLinearBn) -> bool:
 
 
 def _reach(layer: QuantConvBn2d | QuantLinearBn) -> Tensor:
-    """Return a bound on each channel's accumulator: every product at its largest, and the bias, which moves a little."""
+    """Return a bound on each channel's accumulator: all products at their largest, and the bias, which moves a bit."""
     source = layer.source.quant
     fan_in = layer.weight[0].numel()
     largest = max(abs(float(source.low)), float(source.high))

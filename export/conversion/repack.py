@@ -89,7 +89,7 @@ def repack(model: bytes | str | PathLike[str], storage: str | Iterable[str]) -> 
 
     Returns:
         The new file's content. Without layers in blocks it is what ``export_onnx`` writes with that storage, to the
-        byte; a layer that leaves its blocks reads its input through nodes of its own, under other names.
+        byte; a layer that leaves its blocks no longer shares the nodes that read its input.
 
     Raises:
         ExportError: If ``storage`` names another type, or the file was not written by ``export_onnx`` (flavor ort).

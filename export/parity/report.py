@@ -132,10 +132,11 @@ class ParityReport:
         class the same (except for ties in the student itself). Every quantizer of student and file must have been
         compared, and no code may differ, nor any code of an integer kernel that is fed the codes it should get. With
         optimizations on, one image in a thousand may get logits farther off than one code of the last layer's input
-        moves them, and one another class; but if no kernel by itself gives another code, nor may the whole. Logits that are all zero, or never finite, prove nothing. Nothing in the file
-        may differ from what export writes for the student, whether or not these images reach it. Under an execution
-        provider, if one was requested, no bit of an output or a layer may differ, and the provider must compute some of
-        the file. In another runtime, if one was requested, logits and codes are judged as with optimizations off.
+        moves them, and one another class; but if no kernel by itself gives another code, nor may the whole. Logits that
+        are all zero, or never finite, prove nothing. Nothing in the file may differ from what export writes for the
+        student, whether or not these images reach it. Under an execution provider, if one was requested, no bit of an
+        output or a layer may differ, and the provider must compute some of the file. In another runtime, if one was
+        requested, logits and codes are judged as with optimizations off.
         """
         return tuple(self._faults(MIN_TOP1_OFF, MIN_TOP1_ON, None, None))
 
@@ -232,8 +233,8 @@ class ParityReport:
         kernels += ["the logits themselves"] if self.output_differs_on else []
         if judges_whole and self.whole_differs_on and not kernels:
             yield (
-                f"with optimizations on, logits of {self.whole_differs_on} of {self.layer_images} images differ, although "
-                "every kernel by itself is right: the runtime rewrites the graph across layers"
+                f"with optimizations on, logits of {self.whole_differs_on} of {self.layer_images} images differ, "
+                "although every kernel by itself is right: the runtime rewrites the graph across layers"
             )
         yield from _some(
             "with optimizations on, kernels give wrong codes even when fed the right ones "

@@ -9,7 +9,6 @@ from torch import Tensor, fx
 
 from quantizers.graph.form.refusal import RewriteError
 
-
 RESERVED = ("", "images")  # no name at all, and what exported files call their input
 
 
@@ -46,8 +45,7 @@ def structure(result: Any, network: str, node_of: Callable[[Tensor], fx.Node | N
         for key in result:
             if str(key) in RESERVED:
                 raise RewriteError(
-                    f"{network}: returns a dict with the key {str(key)!r}, which an exported file cannot name an output; "
-                    "use another"
+                    f"{network}: returns a dict with the key {str(key)!r}, which a file cannot name an output; use another"
                 )
         return {str(key): inner(item) for key, item in result.items()}  # a plain dict, whatever the network's own type
     if isinstance(result, (tuple, list)):

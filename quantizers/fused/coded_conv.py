@@ -49,7 +49,7 @@ def coded_conv(
         compiled: Returns the compiled functions.
 
     Returns:
-        In the dtype of ``x``.
+        In the dtype of ``x``. A NaN has no code: where there is one, the values are multiplied themselves.
     """
     return _CodedConv.apply(x, weight, x_step, weight_step, conv, compiled)  # type: ignore[no-any-return]
 
@@ -87,11 +87,14 @@ class _CodedConv(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.place = place = (list(conv.stride), list(conv.padding), list(conv.dilation))
         steps = weight_step.detach().reshape(-1).expand(weight.size(0)).contiguous()
-        codes = torch.round(weight.detach() / steps.view(-1, 1, 1, 1)).to(torch.int8).contiguous()
+        rounded = torch.round(weight.detach() / steps.view(-1, 1, 1, 1))
+        qx = _codes(x, x_step, compiled(x))
+        if qx is None or bool(rounded.isnan().any()):
+            return torch.conv2d(x, weight.to(x.dtype), None, *place)
+        codes = rounded.to(torch.int8).contiguous()
         scale, zeros = float(x_step), torch.zeros(len(steps), dtype=torch.int32)
         onednn = torch.ops.onednn
         packed = onednn.qconv_prepack(codes, steps, scale, 0, *place, 1, list(x.shape))
-        qx = _codes(x, x_step, compiled(x))
         return onednn.qconv2d_pointwise(  # type: ignore[no-any-return]
             qx, scale, 0, packed, steps, zeros, None, *place, 1, 1.0, 0, x.dtype, "none", [], ""
         )  # fmt: skip
@@ -107,12 +110,13 @@ class _CodedConv(torch.autograd.Function):
         return by_x, None if by_weight is None else by_weight.to(weight.dtype), None, None, None, None
 
 
-def _codes(x: Tensor, step: Tensor, native: NativeQuant | None) -> Tensor:
-    """Return the codes of values on an unsigned grid, uint8 in the memory format of ``x``."""
+def _codes(x: Tensor, step: Tensor, native: NativeQuant | None) -> Tensor | None:
+    """Return the codes of values on an unsigned grid, uint8 in the memory format of ``x``; None if one is NaN."""
     if native is None:
-        return torch.round(x.float() / step).to(torch.uint8)
+        rounded = torch.round(x.float() / step)
+        return None if bool(rounded.isnan().any()) else rounded.to(torch.uint8)
     out = torch.empty_like(x, dtype=torch.uint8)
-    native.codes(
+    nans = native.codes(
         x.data_ptr(), out.data_ptr(), x.numel(), step.data_ptr(), x.dtype is torch.bfloat16, torch.get_num_threads()
     )
-    return out
+    return None if nans else out

@@ -42,7 +42,7 @@ class NativeQuant:
             *[pointer] * 3, *[number] * 4, pointer, pointer, number, *[pointer] * 5, number, number,
         ]  # fmt: skip
         self.codes = library.qkd_codes
-        self.codes.argtypes, self.codes.restype = [pointer, pointer, number, pointer, number, number], None
+        self.codes.argtypes, self.codes.restype = [pointer, pointer, number, pointer, number, number], number
         self.norm_finish.argtypes = [*[pointer] * 3, *[number] * 3, pointer, number, number]
         self.norm_moments, self.norm_table, self.norm_ends = (
             library.qkd_norm_moments, library.qkd_norm_table, library.qkd_norm_ends,

@@ -143,18 +143,26 @@ extern "C" void qkd_gradients(const void* grad, const void* x, void* grad_x, i64
 }
 
 template <typename T>
-static void codes(const T* x, uint8_t* out, i64 n, float scale, i64 threads) {
-    i64 chunks = (n + CHUNK - 1) / CHUNK;
-    #pragma omp parallel for num_threads((int)threads) if (threads > 1 && chunks > 1)
+static i64 codes(const T* x, uint8_t* out, i64 n, float scale, i64 threads) {
+    i64 chunks = (n + CHUNK - 1) / CHUNK, nans = 0;
+    #pragma omp parallel for num_threads((int)threads) if (threads > 1 && chunks > 1) reduction(+ : nans)
     for (i64 c = 0; c < chunks; ++c) {
         i64 end = n < (c + 1) * CHUNK ? n : (c + 1) * CHUNK;
-        for (i64 i = c * CHUNK; i < end; ++i) out[i] = (uint8_t)(int32_t)rintf(wide(x[i]) / scale);
+        int32_t found = 0;
+        for (i64 i = c * CHUNK; i < end; ++i) {
+            float code = rintf(wide(x[i]) / scale);
+            found |= code != code;
+            out[i] = (uint8_t)(int32_t)code;
+        }
+        nans += found;
     }
+    return nans;
 }
 
-extern "C" void qkd_codes(const void* x, void* out, i64 n, const float* scale, i64 is_half, i64 threads) {
-    if (is_half) codes((const bf16*)x, (uint8_t*)out, n, *scale, threads);
-    else codes((const float*)x, (uint8_t*)out, n, *scale, threads);
+// Returns 0, or something else if a value is NaN, which has no code.
+extern "C" i64 qkd_codes(const void* x, void* out, i64 n, const float* scale, i64 is_half, i64 threads) {
+    return is_half ? codes((const bf16*)x, (uint8_t*)out, n, *scale, threads)
+                   : codes((const float*)x, (uint8_t*)out, n, *scale, threads);
 }
 
 extern "C" void qkd_quantize_rows(const float* x, float* out, i64 rows, i64 n, const float* scales, const float* low,

@@ -59,7 +59,28 @@ def test_compiled_or_not_the_codes_are_the_same() -> None:
         for enabled in (True, False):
             quantizers.set_fused(enabled=enabled)
             found.append(coded_conv._codes(x, step, compiled_for(x)))
+        assert found[0] is not None and found[1] is not None
         assert torch.equal(*found) and torch.equal(found[0].float(), drawn(0, 15, 2, 40, 30, 30))
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("where", ["first", "last", "weight"])
+def test_a_value_that_is_not_a_number_has_no_code(enabled: bool, dtype: torch.dtype, where: str) -> None:
+    """As code 0 it would vanish: training would go on as if nothing had happened."""
+    quantizers.set_fused(enabled=enabled)
+    conv, step, steps = nn.Conv2d(40, 5, 3, bias=False), torch.tensor(0.5), torch.full((5, 1, 1, 1), 0.25)
+    x = (drawn(0, 15, 2, 40, 60, 60) * step).to(dtype).contiguous(memory_format=LAST)
+    weight = drawn(-2, 1, 5, 40, 3, 3) * steps
+    if where == "weight":
+        weight[3, 0, 1, 1] = float("nan")
+    else:
+        place = 0 if where == "first" else -1
+        x[place, place, place, place] = float("nan")
+    found = coded_conv.coded_conv(x, weight, step, steps, conv, compiled_for)
+    wanted = functional.conv2d(x, weight.to(dtype))
+    assert found.dtype is dtype and bool(found.isnan().any())
+    assert torch.equal(found.isnan(), wanted.isnan())
 
 
 def test_gradients_are_those_of_the_values_also_when_differentiated_again() -> None:

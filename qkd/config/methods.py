@@ -253,6 +253,11 @@ def _rule_faults(student: StudentConfig) -> list[str]:
             "`low_bit.dampening` and `low_bit.oscillation_thresholds` need `quant.weight_quantizer` lsq or stats, got "
             "dorefa, whose codes have no fixed positions among the weights"
         )
+    if rules.oscillation_thresholds is not None and student.quant.weight_quantizer == "stats":
+        faults.append(
+            "`low_bit.oscillation_thresholds` needs `quant.weight_quantizer: lsq`, got stats: its step size follows the "
+            "weights, so that each freeze would move it, and with it all frozen weights"
+        )
     if rules.reestimate_batches and student.bn == "frozen_teacher":
         faults.append("`low_bit.reestimate_batches` needs `bn: train`: with frozen_teacher, the teacher's are kept")
     if rules.transition_rate is not None and student.bn == "frozen_teacher":

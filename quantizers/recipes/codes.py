@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from quantizers.computed import DorefaWeightQuant
+from quantizers.computed import DorefaWeightQuant, StatsWeightQuant
 from quantizers.layers import QuantConvBn2d, QuantLinearBn
 from quantizers.student import quant_layers
 
@@ -44,6 +44,11 @@ def weight_codes(layer: LowBitLayer) -> Tensor:
 def can_be_placed(layer: LowBitLayer) -> bool:
     """Return whether the latent weight for a code is that code times the step, as :func:`place` assumes."""
     return not isinstance(layer.quant, DorefaWeightQuant)
+
+
+def has_steady_step(layer: LowBitLayer) -> bool:
+    """Return whether the step size stays while latent weights move; with statistics it follows them."""
+    return not isinstance(layer.quant, StatsWeightQuant)
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from qkd.training.low_bit.oscillations import OscillationFreezing
 from qkd.training.low_bit.step_sizes import BoundedStepSizes
 from qkd.training.low_bit.transitions import GROUP, TransitionRate
 from quantizers import quantizer_scales
-from quantizers.recipes.codes import LowBitLayer, can_be_placed, low_bit_layers
+from quantizers.recipes.codes import LowBitLayer, can_be_placed, has_steady_step, low_bit_layers
 
 DECAY_FACTORS = {4: 0.25, 8: 0.5}  # by the number of values, of 2 and 3 bits (Esser et al. 2020, section 3.1)
 
@@ -31,13 +31,19 @@ def step_rules(student: nn.Module, config: LowBitConfig, optimizer: Optimizer) -
         The rules, in the order in which they act; empty if all weights are treated alike.
 
     Raises:
-        ValueError: If a rule moves weights onto codes, but their quantizer has no value for a single code (DoReFa).
+        ValueError: If a rule moves weights onto codes, but their quantizer has no value for a single code (DoReFa), or
+            fixes them there, but its step size is computed from them (stats).
     """
     layers = low_bit_layers(student)
     if config.places_weights and not all(can_be_placed(layer) for layer in layers.values()):
         raise ValueError(
             "student.low_bit: dampening and oscillation_thresholds need weight_quantizer lsq or stats: dorefa has "
             "no separate latent value for each code"
+        )
+    if config.oscillation_thresholds is not None and not all(has_steady_step(layer) for layer in layers.values()):
+        raise ValueError(
+            "student.low_bit: oscillation_thresholds needs weight_quantizer lsq: the step size of stats follows the "
+            "weights, so that each freeze would move it, and with it all frozen weights"
         )
     if config.decay_by_bits or config.transition_rate is not None:
         _separate(optimizer, layers.values(), by_bits=config.decay_by_bits)

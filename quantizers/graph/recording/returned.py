@@ -45,7 +45,7 @@ def structure(result: Any, network: str, node_of: Callable[[Tensor], fx.Node | N
         for key in result:
             if str(key) in RESERVED:
                 raise RewriteError(
-                    f"{network}: returns a dict with the key {str(key)!r}, which no output of a file can have; use another"
+                    f"{network}: returns a dict with the key {str(key)!r}, which no output of a file can have"
                 )
         return {str(key): inner(item) for key, item in result.items()}  # a plain dict, whatever the network's own type
     if isinstance(result, (tuple, list)):

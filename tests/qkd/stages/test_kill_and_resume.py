@@ -70,7 +70,7 @@ METHODS: dict[str, dict[str, Any]] = {  # what stands beside the student: traini
         ],
     },
     "low_bit": {
-        "student.quant": {"weight_bits": 2, "act_bits": 2, "weight_quantizer": "stats"},
+        "student.quant": {"weight_bits": 2, "act_bits": 2},
         "student.low_bit": {
             "transition_rate": 0.02,
             "decay_by_bits": True,

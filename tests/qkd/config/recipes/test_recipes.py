@@ -115,6 +115,10 @@ FAULTS = {
     "a place for codes": (
         {"quant": {"weight_quantizer": "dorefa"}, "low_bit": {"dampening": 1e-3}}, "lsq or stats, got"
     ),
+    "a step that follows": (
+        {"quant": {"weight_quantizer": "stats"}, "low_bit": {"oscillation_thresholds": [0.04, 0.01]}},
+        "`low_bit.oscillation_thresholds` needs `quant.weight_quantizer: lsq`, got stats",
+    ),
     "statistics that stay": ({"bn": "frozen_teacher", "low_bit": {"reestimate_batches": 5}}, "needs `bn: train`"),
     "a rate without a say": ({"bn": "frozen_teacher", "low_bit": {"transition_rate": 0.01}}, "at the schedule's rate"),
     "one oscillation": ({"low_bit": {"oscillation_thresholds": [0.04, 0.001]}}, "a single change of direction"),

@@ -97,6 +97,14 @@ def test_weights_without_a_place_are_refused() -> None:
         step_rules(student, LowBitConfig(dampening=1e-3), optimizer_of(student))
 
 
+def test_frozen_weights_need_a_step_that_does_not_follow_them() -> None:
+    """With statistics, freezing everything multiplies the step size again and again."""
+    student = make_student(weight_quantizer="stats")
+    with pytest.raises(ValueError, match="oscillation_thresholds needs weight_quantizer lsq"):
+        step_rules(student, LowBitConfig(oscillation_thresholds=(0.04, 0.01)), optimizer_of(student))
+    step_rules(student, LowBitConfig(dampening=1e-3), optimizer_of(student))
+
+
 # the transition rate
 
 

@@ -255,8 +255,8 @@ def _rule_faults(student: StudentConfig) -> list[str]:
         )
     if rules.oscillation_thresholds is not None and student.quant.weight_quantizer == "stats":
         faults.append(
-            "`low_bit.oscillation_thresholds` needs `quant.weight_quantizer: lsq`, got stats: its step size follows the "
-            "weights, so that each freeze would move it, and with it all frozen weights"
+            "`low_bit.oscillation_thresholds` needs `quant.weight_quantizer: lsq`, got stats: its step size follows "
+            "the weights, so that each freeze would move it, and with it all frozen weights"
         )
     if rules.reestimate_batches and student.bn == "frozen_teacher":
         faults.append("`low_bit.reestimate_batches` needs `bn: train`: with frozen_teacher, the teacher's are kept")

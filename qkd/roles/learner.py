@@ -248,7 +248,7 @@ class StudentRole:
         first = self._first_frozen()
         if first is None or not self._reestimates(student):
             return phases
-        renewed = replace(phases[first], begin=lambda: self.reestimate(student))
+        renewed = replace(phases[first], begin=lambda: self.reestimate(student), renews_statistics=True)
         return (*phases[:first], renewed, *phases[first + 1 :])
 
     def _first_frozen(self) -> int | None:

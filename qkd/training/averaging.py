@@ -41,6 +41,12 @@ class WeightAverage:
         torch._foreach_lerp_(list(self.tensors.values()), [live[name] for name in self.tensors], 1 - decay)
 
     @torch.no_grad()
+    def renew_statistics(self, model: nn.Module) -> None:
+        """Use a model's batch-norm statistics, which were just set anew, in place of the averages of earlier ones."""
+        for name, statistic in _statistics(model).items():
+            self.tensors[name].copy_(statistic)
+
+    @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Replace the averages (same names and shapes)."""
         for name, tensor in self.tensors.items():
@@ -67,9 +73,12 @@ class WeightAverage:
 
 def averaged_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return the live tensors that are averaged, by name: parameters and batch-norm statistics."""
-    statistics = {
+    return {**dict(model.named_parameters()), **_statistics(model)}
+
+
+def _statistics(model: nn.Module) -> dict[str, Tensor]:
+    return {
         name: buffer
         for name, buffer in model.named_buffers()
         if name.rsplit(".", 1)[-1] in BATCH_NORM_STATISTICS and buffer.is_floating_point()
     }
-    return {**dict(model.named_parameters()), **statistics}

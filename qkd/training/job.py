@@ -199,6 +199,8 @@ class Phase:
         backward: Turns the step's result into gradients.
         begin: Called once, before the first step of the phase, after ``enter``.
         settles: Whether it trains the deployed arithmetic, with frozen batch norm.
+        renews_statistics: Whether ``begin`` sets batch norm's running statistics anew, for averaged weights, too, and
+            for the weights of an earlier epoch that are kept in the end.
     """
 
     name: str
@@ -211,6 +213,7 @@ class Phase:
     backward: Backward = plain_backward
     begin: Callable[[], None] = lambda: None
     settles: bool = False
+    renews_statistics: bool = False
 
 
 @dataclass(frozen=True)
@@ -237,6 +240,9 @@ class Job:
         log: What to write for each epoch in addition to ``metrics.jsonl``.
         rules: Builds the rules that act at every step, from an optimizer and the initialized model.
         takes_images: Whether the model can be called with a batch of images alone; a generator takes latents.
+
+    Raises:
+        ValueError: If the best epoch is to be kept, and there are no validation images to tell it by.
     """
 
     role: str
@@ -258,6 +264,12 @@ class Job:
     log: LogConfig = LogConfig()
     rules: Callable[[Optimizer], Sequence[StepRule]] = lambda _: ()
     takes_images: bool = True
+
+    def __post_init__(self) -> None:
+        if self.config.keep == "best" and len(self.splits.val) == 0:
+            raise ValueError(
+                f"{self.role}: `keep: best` needs validation images, but there are none: raise data.val_fraction"
+            )
 
 
 @dataclass(frozen=True)

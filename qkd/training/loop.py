@@ -103,8 +103,6 @@ class Trainer:
         self.store = CheckpointStore(job.folder / "checkpoint", progress.warn)
         self.log = EpochLog(job.folder, job.role, job.log)
         self.best = BestWeights() if job.config.keep == "best" else None
-        if self.best is not None and len(job.splits.val) == 0:
-            raise ValueError("`keep: best` needs validation images, but there are none: raise data.val_fraction")
         self.at = _Position()
         self.sums: dict[str, Tensor] = {}
         self.saved_at = time.monotonic()
@@ -170,10 +168,20 @@ class Trainer:
             self.average.copy_to(self.job.model)
         if self.best is not None and self.best.epoch is not None:
             fill(self.job.model, self.best.tensors)
+            self._renew_statistics(self.best.epoch)
         seconds = max(self.at.seconds, 1e-9)
         images = epochs * self.steps * self.batch_size
         kept = None if self.best is None else self.best.epoch
         return FitResult(epochs, self.at.seconds, images / seconds, tuple(self.at.rows), kept)
+
+    def _renew_statistics(self, epoch: int) -> None:
+        """Give the weights of an epoch, from 1, the statistics that a later phase began with for its own."""
+        first = 0
+        for phase in self.job.phases:
+            if phase.renews_statistics and epoch <= first:
+                phase.begin()
+                return
+            first += phase.epochs
 
     def train_epoch(self, tracker: Tracker) -> None:
         """Train to the end of the current epoch, and score the validation images, if there are any.
@@ -187,6 +195,8 @@ class Trainer:
         phase.enter()
         if (at.epoch, at.step) == (first, 0):
             phase.begin()
+            if phase.renews_statistics and self.average is not None:
+                self.average.renew_statistics(job.model)
         with phase.hold(), self.engine.training(self._nets()):
             self._steps(phase, self.source.batches(at.epoch, at.step, self.batch_size), tracker)
         self._be_alike()  # with unsynchronized batch norm, the first process's running statistics are used

@@ -15,6 +15,7 @@ import torch
 from qkd.cli import main
 from qkd.config import LogConfig
 from qkd.config.binding import config_text
+from qkd.pipeline.dryrun import check_distillation
 from qkd.progress import Progress, Silent
 from qkd.run.log import logged
 from qkd.testing import run_tiny, tiny_config, write_npz_set
@@ -77,6 +78,12 @@ def test_keeping_the_best_needs_images_to_choose_by(tmp_path: Path) -> None:
     changes = {"data.val_fraction": 0.0, "teacher.train.keep": "best"}
     with pytest.raises(ValueError, match="`keep: best` needs validation images, but there are none"):
         run_tiny(tiny_config(write_npz_set(tmp_path / "data"), changes), tmp_path / "runs", "teacher")
+
+
+def test_images_to_choose_by_are_missed_before_any_training(tmp_path: Path) -> None:
+    changes = {"data.val_fraction": 0.0, "student.train.keep": "best"}
+    with pytest.raises(ValueError, match="student: `keep: best` needs validation images, but there are none"):
+        check_distillation(tiny_config(write_npz_set(tmp_path / "data"), changes), Silent())
 
 
 def test_tensorboard_gets_each_epoch_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

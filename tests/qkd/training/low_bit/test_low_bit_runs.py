@@ -151,6 +151,31 @@ def test_statistics_are_estimated_once_before_batch_norm_is_frozen_or_at_the_end
     assert seen == [("settling", layers), ("open", 0)]
 
 
+@pytest.mark.parametrize("keeping", [{"ema_decay": 0.9}, {"keep": "best"}, {"keep": "best", "ema_decay": 0.9}])
+def test_the_student_that_is_kept_has_the_statistics_that_were_estimated_last(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keeping: dict[str, Any]
+) -> None:
+    """Also if its weights are averages, or of an epoch before batch norm was frozen."""
+    seen: list[dict[str, torch.Tensor]] = []
+    reestimate, scores = StudentRole.reestimate, iter((0.5, 0.9, 0.1, 0.2))
+
+    def noting(self: StudentRole, student: Any) -> None:
+        reestimate(self, student)
+        seen.append({name: one.clone() for name, one in student.named_buffers() if "running_" in name})
+
+    monkeypatch.setattr(StudentRole, "reestimate", noting)
+    monkeypatch.setattr("qkd.training.loop.accuracy", lambda *_: next(scores))
+    changes = {
+        "student.quant": {"weight_bits": 4, "act_bits": 4}, "student.low_bit": {"reestimate_batches": 2},
+        "student.train": {"epochs": 3, "lr": 0.05, **keeping},
+        "student.phases": [{"epochs": 1}, {"epochs": 2, "freeze_batch_norm": True}],
+    }  # fmt: skip
+    run = run_tiny(config_of(data, "kept", changes), tmp_path, "teacher", "distill")
+    saved = read_safetensors(run.path / "student" / "weights.safetensors")
+    assert len(seen) == (2 if "keep" in keeping else 1)
+    assert all(torch.equal(saved[name], one) for name, one in seen[-1].items())
+
+
 @pytest.mark.slow
 def test_a_quantized_auxiliary_gives_its_features_and_follows_no_rules(data: Path, tmp_path: Path) -> None:
     """QFD: the features that the student learns from are on 4 bits, all else of their net on 8."""

@@ -90,7 +90,7 @@ class _CodedConv(torch.autograd.Function):
         rounded = torch.round(weight.detach() / steps.view(-1, 1, 1, 1))
         qx = _codes(x, x_step, compiled(x))
         if qx is None or bool(rounded.isnan().any()):
-            return torch.conv2d(x, weight.to(x.dtype), None, conv.stride, conv.padding, conv.dilation)  # type: ignore[arg-type]
+            return torch.conv2d(x, weight.to(x.dtype), None, conv.stride, conv.padding, conv.dilation)
         codes = rounded.to(torch.int8).contiguous()
         scale, zeros = float(x_step), torch.zeros(len(steps), dtype=torch.int32)
         onednn = torch.ops.onednn

@@ -96,10 +96,14 @@ class GrowingPool:
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Return images from the current pool, without repeats if there are enough, and the teacher's classes.
 
-        An empty pool gets its first batch.
+        An empty pool gets its first batch; when training is resumed, those made before.
+
+        Raises:
+            FileNotFoundError: If the file of a finished batch is missing.
+            ValueError: If one is damaged.
         """
         if not self._parts:
-            self._begin()
+            self._read(int(self.grown.made))
         if self._pool is None:
             images = torch.cat(self._parts)
             self._pool = Pool(images, logits_of(self.teacher, images).argmax(1))

@@ -197,6 +197,7 @@ def student_of(config: RunConfig, borrowed: Begin, name: str) -> dict[str, Tenso
         ("cmi", pooling.PoolRole, "_write", 1),  # between two batches of the pool
         ("dfad", loop.Trainer, "_step", 3),  # between a generator's step and the next
         ("dafl_joint", loop.Trainer, "_step", 3),
+        ("adaptive_inversion", learner.StudentRole, "reestimate", 0),  # at the border of two phases, from the pool
         ("fast_dfkd", loop.Trainer, "_step", 2),  # a batch of the pool is made, the student's step is not
         pytest.param("cmi_adversarial", loop.Trainer, "_step", 3, marks=pytest.mark.slow),
         pytest.param("adaptive_inversion", loop.Trainer, "_step", 3, marks=pytest.mark.slow),
@@ -205,8 +206,13 @@ def student_of(config: RunConfig, borrowed: Begin, name: str) -> dict[str, Tenso
 def test_a_killed_run_goes_on_bit_for_bit(
     method: str, owner: Any, name: str, calls: int, config_of: Callable[..., RunConfig], borrowed: Begin
 ) -> None:
-    changes = {"student.train.checkpoint_every_s": 0}
+    changes: dict[str, Any] = {"student.train.checkpoint_every_s": 0}
     settings: dict[str, Any] = {}
+    if name == "reestimate":
+        changes |= {
+            "student.low_bit": {"reestimate_batches": 2},
+            "student.phases": [{"epochs": 1}, {"epochs": 1, "freeze_batch_norm": True}],
+        }
     if method == "procedural":
         settings = {"boxed": 0.5, "procedural_kinds": ["windows", "strokes"]}
     if method == "dfad":

@@ -123,8 +123,11 @@ def _mistakes(found: Predictions, splits: Splits) -> dict[str, npt.NDArray[Any]]
 
 
 def _as_agents_show(run: RunFolder, splits: Splits) -> dict[str, npt.NDArray[Any]]:
-    """Return training images unchanged, and as each role's agent shows them early, halfway and late."""
-    if not len(splits.train):
+    """Return training images unchanged, and as each role's agent shows them early, halfway and late.
+
+    A data-free student has seen none of them, so they are not read for a page about it either.
+    """
+    if not len(splits.train) or run.config.student.data_free is not None:
         return {}
     samples = torch.linspace(0, len(splits.train) - 1, min(SHOWN_IMAGES, len(splits.train))).round().long()
     images, _ = splits.train.batch(samples, "cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from qkd.config import RunConfig
@@ -12,6 +13,7 @@ from qkd.progress import Progress, Silent
 from qkd.run.folder import RunFolder
 
 FILE = "data.json"  # in the run folder: facts about the data set when the first stage read it
+NORMALIZATION = "teacher/normalization.json"  # of a teacher from another run that learned from another part of the set
 
 
 def run_images(run: RunFolder, progress: Progress | None = None) -> Splits:
@@ -37,7 +39,7 @@ def _run_images(run: RunFolder, progress: Progress | None) -> Splits:
         _hold(run, splits.facts, splits.notes, progress or Silent())
         if is_first and progress is not None and splits.held_out:
             progress.say(f"data: {splits.held_out}")
-    return splits
+    return _as_its_teacher(splits, run.path)
 
 
 def check_images(run: RunFolder, progress: Progress) -> None:
@@ -67,7 +69,50 @@ def stored_images(config: RunConfig, folder: Path) -> Splits:
     splits = load_splits(config.data, seed=config.seed)
     if splits.facts is not None and (then := _recorded(folder)) is not None:
         _refuse_changes(folder, then, splits.facts)
-    return splits
+    return _as_its_teacher(splits, folder)
+
+
+def keep_normalization(run: RunFolder, source: Path, theirs: RunConfig, *, is_same_part: bool) -> None:
+    """Record the mean and the standard deviation of a teacher from another run, if this run's could differ.
+
+    They are of the training images; another seed or limit chooses others of the same set.
+
+    Args:
+        run: The run that takes the teacher.
+        source: The run folder that it comes from.
+        theirs: Its config.
+        is_same_part: Whether both runs train on the same part of the set.
+
+    Raises:
+        qkd.data.DataError: If the images of the other run cannot be read.
+        OSError: If the record cannot be written.
+    """
+    if run.config.data.mean is not None and run.config.data.std is not None:
+        return
+    known = _normalization(source)
+    if known is None and not is_same_part:
+        splits = load_splits(theirs.data, seed=theirs.seed)
+        known = splits.mean, splits.std
+    if known is not None:
+        run.folder("teacher")
+        write_json(run.path / NORMALIZATION, {"mean": list(known[0]), "std": list(known[1])})
+
+
+def _as_its_teacher(splits: Splits, folder: Path) -> Splits:
+    known = _normalization(folder)
+    return splits if known is None else replace(splits, mean=known[0], std=known[1])
+
+
+def _normalization(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    path = folder / NORMALIZATION
+    try:
+        values = read_json(path)
+        mean, std = (tuple(float(value) for value in values[key]) for key in ("mean", "std"))
+    except FileNotFoundError:
+        return None
+    except (DamagedFileError, ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{path} does not hold a mean and a std ({error}); run the teacher stage again") from error
+    return mean, std
 
 
 def require_same_images(run: RunFolder, other: Path, progress: Progress) -> None:

@@ -10,7 +10,7 @@ from qkd.data import DataError
 from qkd.methods.table import methods_of
 from qkd.nets.own.copies import change_nets, portable_net
 from qkd.progress import Progress
-from qkd.roles.images import require_same_images
+from qkd.roles.images import keep_normalization, require_same_images
 from qkd.roles.stored import stored_config
 from qkd.run.folder import RunFolder
 from qkd.run.identity import identity
@@ -48,6 +48,7 @@ def borrow_teacher(run: RunFolder, source: Path, progress: Progress) -> None:
             f"teacher.run: training and validation images were split differently ({'; '.join(others)}), so the teacher "
             f"may have learned from validation images of this run; test images are separate from both"
         )
+    keep_normalization(run, source, configs[0], is_same_part=not others)
     found = "search_teacher"
     if "teacher" in run.config.searched_roles and RunFolder(run.config, source.resolve()).is_complete(found):
         run.adopt(found, source)

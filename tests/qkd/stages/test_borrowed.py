@@ -11,10 +11,11 @@ import yaml
 from qkd.cli import main
 from qkd.config import RunConfig
 from qkd.config.binding import config_text, load_config
-from qkd.data import DataError
+from qkd.data import DataError, load_splits
 from qkd.failures import ConfigError
 from qkd.files import sha256_of
 from qkd.progress import Silent
+from qkd.roles.images import run_images, stored_images
 from qkd.run.folder import RunFolder
 from qkd.stages import STAGES
 from qkd.testing import run_tiny, tiny_config, write_npz_set
@@ -181,3 +182,23 @@ def test_the_refusal_of_another_student_says_the_way(
     with pytest.raises(SystemExit):
         main(["run", "--help"])
     assert "teacher.run=runs/first" in capsys.readouterr().out
+
+
+def test_images_are_normalized_as_the_teacher_has_learned(first: Path, data: Path, tmp_path: Path) -> None:
+    """Of another part of the set, mean and standard deviation would be others, and the teacher another function."""
+    whole = run_images(RunFolder(load_config(first / "config.yaml"), first))
+    config = second(first, data, **{"data.train_limit": 8, "seed": 4})
+    assert load_splits(config.data, seed=4).mean != whole.mean
+    with run_tiny(config, tmp_path, "teacher") as run:
+        assert (run_images(run).mean, run_images(run).std) == (whole.mean, whole.std)
+        assert stored_images(config, run.path).mean == whole.mean
+    third = second(tmp_path / "second", data, name="third", **{"seed": 5})
+    shutil.move(first, tmp_path / "elsewhere")
+    try:
+        with run_tiny(third, tmp_path, "teacher") as run:
+            assert run_images(run).mean == whole.mean
+            (run.path / "teacher" / "normalization.json").write_text("{}")
+            with pytest.raises(DataError, match="does not hold a mean"):
+                run_images(run)
+    finally:
+        shutil.move(tmp_path / "elsewhere", first)

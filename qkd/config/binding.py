@@ -93,19 +93,20 @@ def read_config(path: Path) -> dict[str, Any]:
     return data
 
 
-def bind(data: Mapping[str, Any], *, checks: Iterable[Check] = ()) -> RunConfig:
+def bind(data: Mapping[str, Any], *, checks: Iterable[Check] = (), is_stored: bool = False) -> RunConfig:
     """Return the typed config of raw data.
 
     Args:
         data: Nested mappings and lists, as YAML gives them.
         checks: Further checks of the raw data; their faults are reported with those of the schema.
+        is_stored: Whether it is a run's own config, which has every key.
 
     Raises:
         ConfigError: With every fault: unknown, missing, ill-typed or bad keys, each with its path.
     """
     faults: list[Fault] = []
     config: RunConfig | None = None
-    data = filled(data)
+    data = filled(data, is_stored=is_stored)
     try:
         data = in_new_spelling(data)
         config = bind_section(RunConfig, data)
@@ -176,7 +177,8 @@ def load_config(name: str | Path, overrides: Iterable[str] = (), *, checks: Iter
     data = resolved_nets(in_new_spelling(read_config(path)), path.parent)
     data = {"name": name_of(path), **apply_overrides(data, overrides)}
     overridden = [text.partition("=")[0] for text in overrides]
-    config = bind(_with_teacher(resolved_nets(data, Path()), shown_line(str(path)), overridden), checks=checks)
+    whole = _with_teacher(resolved_nets(data, Path()), shown_line(str(path)), overridden)
+    config = bind(whole, checks=checks, is_stored=_is_of_a_run(path))
     _require_same_form(config)
     return config
 
@@ -198,6 +200,10 @@ def _with_teacher(data: dict[str, Any], file: str, overridden: Sequence[str]) ->
     if "net" in data["teacher"]:  # as in a run folder, where they are already filled in
         return data
     raise ConfigError([f"config.teacher.run: {shown_line(run)} is not a run folder: it has no config.yaml"])
+
+
+def _is_of_a_run(path: Path) -> bool:
+    return path.name == "config.yaml" and (path.parent / "environment.json").is_file()
 
 
 def _require_same_form(config: RunConfig) -> None:

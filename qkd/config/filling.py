@@ -15,11 +15,13 @@ PRESETS: Mapping[str, Mapping[str, int]] = {
 TUNING_LR = 0.01  # training from trained weights: a tenth of the rate from random ones
 
 
-def filled(data: Mapping[str, Any]) -> dict[str, Any]:
+def filled(data: Mapping[str, Any], *, is_stored: bool = False) -> dict[str, Any]:
     """Return raw config data with these keys filled in; the schema reports values of the wrong type.
 
     Args:
         data: Nested mappings and lists.
+        is_stored: Whether it is a run's own config, which has every key: what a recipe sets today, and did not when the
+            run began, is not its.
 
     Raises:
         ConfigError: If a width is given that differs from the preset's.
@@ -32,7 +34,8 @@ def filled(data: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(teacher := result.get("teacher"), Mapping):
         result["teacher"] = _trained(teacher)
     if isinstance(student := result.get("student"), Mapping):
-        result["student"] = with_recipe(_with_presets(_long_enough(student)))
+        student = _with_presets(_long_enough(student))
+        result["student"] = student if is_stored else with_recipe(student)
     if isinstance(section := result.get("data"), Mapping) and isinstance(teacher, Mapping):
         result["data"] = _of_the_net(section, teacher.get("net"))
     return result

@@ -174,6 +174,9 @@ class Method:
     brings_loss = True
     """Whether a phase that it handles ignores the student's terms; the phase's own terms are added."""
 
+    reads_images = True
+    """Whether the student may learn from the run's training images; if not, no part of the run reads them for it."""
+
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self.partners: tuple[Partner, ...] = ()

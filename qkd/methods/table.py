@@ -115,6 +115,15 @@ METHODS = {  # in the order in which they are consulted
 }
 
 
+def reads_images(config: RunConfig) -> bool:
+    """Return whether the student of a config may learn from the run's training images.
+
+    Raises:
+        ValueError: As :func:`methods_of`.
+    """
+    return all(method.reads_images for method in methods_of(config))
+
+
 def methods_of(config: RunConfig) -> tuple[Method, ...]:
     """Return new objects of the methods that a config requests: the user's own first, plain distillation last.
 

@@ -7,14 +7,14 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from qkd.config import RunConfig
+from qkd.config import LowBitConfig, RunConfig
+from qkd.config.recipes.table import settings_for
 from qkd.failures import UsageError
 from qkd.methods.table import methods_of
-from qkd.nets.own.copies import same_net
 from qkd.progress import Progress
 from qkd.roles.stored import stored_config
 from qkd.run.folder import RunFolder
-from qkd.run.identity import differences, identity
+from qkd.run.identity import different_settings, identity
 
 WIDTHS = "student.quant."  # prefix of the keys that differ
 FOLLOWS = "student.low_bit."  # prefix of keys that may differ, too, since recipes set them by the widths
@@ -41,7 +41,7 @@ def beside(config: RunConfig, runs_dir: Path, progress: Progress) -> RunConfig:
     if not (folder / "config.yaml").is_file():
         return config
     first = stored_config(folder)
-    changed = _changed(first, config)
+    changed = different_settings(first, config)
     is_other = any(key.startswith(WIDTHS) for key in changed)
     if not is_other or not all(key.startswith((WIDTHS, FOLLOWS)) for key in changed):
         return config
@@ -58,16 +58,6 @@ def beside(config: RunConfig, runs_dir: Path, progress: Progress) -> RunConfig:
     return config.model_copy(update={"name": name, "teacher": teacher})
 
 
-def _changed(first: RunConfig, config: RunConfig) -> Mapping[str, tuple[str, str]]:
-    """Return the keys that make them different runs, each with its old and new value as text."""
-    then, now = (identity(one.model_dump(mode="json")) for one in (first, config))
-    nets = [key for key in then if key.endswith(".net") and same_net(str(then[key]), str(now.get(key)))]
-    for values in (then, now):
-        for key in nets:  # a copy in the run folder is the same net as the file that it was copied from
-            values.pop(key, None)
-    return differences(then, now)
-
-
 def _require(run: RunFolder, stages: tuple[str, ...]) -> None:
     missing = {stage: why for stage in stages if (why := run.why_incomplete(stage))}
     if missing:
@@ -82,8 +72,17 @@ def _require(run: RunFolder, stages: tuple[str, ...]) -> None:
 def _suffix(config: RunConfig, changed: Mapping[str, tuple[str, str]]) -> str:
     quant = config.student.quant
     widths = f"w{quant.weight_bits}a{quant.act_bits}"
-    others = sorted(set(changed) - {f"{WIDTHS}weight_bits", f"{WIDTHS}act_bits"})
+    others = sorted(set(changed) - {f"{WIDTHS}weight_bits", f"{WIDTHS}act_bits"} - _of_the_recipe(config))
     if not others:
         return widths
     text = json.dumps([[key, changed[key][1]] for key in others])
     return f"{widths}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+
+
+def _of_the_recipe(config: RunConfig) -> set[str]:
+    """Return the keys of low bits that have the values of the recipe for these widths, so that no name tells them."""
+    student, plain = config.student, LowBitConfig()
+    values = {f"{FOLLOWS}{key}": value for key, value in plain.model_dump(mode="json").items()}
+    values |= {f"student.{one.path}": one.value for one in settings_for(student.recipe, student.quant.weight_bits)}
+    now = identity({"student": {"low_bit": student.low_bit.model_dump(mode="json")}})
+    return {key for key, value in now.items() if values.get(key) == value}

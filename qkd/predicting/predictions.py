@@ -16,6 +16,7 @@ from torch import Tensor
 from qkd.agents import build_agent
 from qkd.data import Splits, iterate
 from qkd.files import write_bytes, write_json
+from qkd.methods.table import reads_images
 from qkd.predicting.predict import Model
 from qkd.report.intervals import pack_answers, paired_difference
 from qkd.roles.agents import Role, role_agent
@@ -125,9 +126,9 @@ def _mistakes(found: Predictions, splits: Splits) -> dict[str, npt.NDArray[Any]]
 def _as_agents_show(run: RunFolder, splits: Splits) -> dict[str, npt.NDArray[Any]]:
     """Return training images unchanged, and as each role's agent shows them early, halfway and late.
 
-    A data-free student has seen none of them, so they are not read for a page about it either.
+    They are not read for a page about a student that may not see them.
     """
-    if not len(splits.train) or run.config.student.data_free is not None:
+    if not len(splits.train) or not reads_images(run.config):
         return {}
     samples = torch.linspace(0, len(splits.train) - 1, min(SHOWN_IMAGES, len(splits.train))).round().long()
     images, _ = splits.train.batch(samples, "cpu")

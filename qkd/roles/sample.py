@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from export import Sample, sample_size, write_sample
 from qkd.config import RunConfig
 from qkd.data import DataError, Split, Splits, load_splits, normalize
+from qkd.methods.table import reads_images
 from qkd.roles.images import stored_images
 from qkd.seeding import stream
 
@@ -50,9 +51,10 @@ def calibration_images(config: RunConfig, count: int = 128, *, folder: Path | No
         qkd.data.DataError: If the images are not those that the run was started with, or its student is data-free: then
             no real image is read but to score.
     """
-    if config.student.data_free is not None:
+    if not reads_images(config):
         raise DataError(
-            "int8_baseline: cannot be used with data_free, because it calibrates on real images; leave it out"
+            "int8_baseline: cannot be used for a student that sees no real image (data_free), because it calibrates on "
+            "them; leave it out"
         )
     splits = load_splits(config.data, seed=config.seed) if folder is None else stored_images(config, folder)
     order = torch.randperm(len(splits.train), generator=stream(config.seed, "int8 calibration"))

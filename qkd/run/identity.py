@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pydantic import BaseModel
+
 from qkd.config.training import SAVING
+from qkd.nets.own.copies import same_net
 
 # where it runs, how fast, how it is saved, and where its images are (their identity is in data.json)
 FREE = {
@@ -38,6 +41,23 @@ def identity(values: Mapping[str, Any]) -> dict[str, Any]:
         values: A config as plain data.
     """
     return {key: value for key, value in leaves(dict(values)) if not _is_free(key)}
+
+
+def different_settings(one: BaseModel, other: BaseModel) -> Mapping[str, tuple[str, str]]:
+    """Return the settings that make two configs different runs, each with both values as text.
+
+    A net that was copied into a run folder is the same as the file that it was copied from.
+
+    Args:
+        one: The config of a run.
+        other: Likewise.
+    """
+    then, now = (identity(config.model_dump(mode="json", warnings=False)) for config in (one, other))
+    nets = [key for key in then if key.endswith(".net") and same_net(str(then[key]), str(now.get(key)))]
+    for values in (then, now):
+        for key in nets:
+            values.pop(key, None)
+    return differences(then, now)
 
 
 def stage_settings(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def renew_statistics(self, model: nn.Module) -> None:
-        """Use a model's batch-norm statistics, which were just set anew, in place of the averages of earlier ones."""
+        """Use a model's batch-norm statistics, which were just set again, in place of the averages of earlier ones."""
         for name, statistic in _statistics(model).items():
             self.tensors[name].copy_(statistic)
 

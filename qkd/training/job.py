@@ -199,7 +199,7 @@ class Phase:
         backward: Turns the step's result into gradients.
         begin: Called once, before the first step of the phase, after ``enter``.
         settles: Whether it trains the deployed arithmetic, with frozen batch norm.
-        renews_statistics: Whether ``begin`` sets batch norm's running statistics anew, for averaged weights, too, and
+        renews_statistics: Whether ``begin`` sets batch norm's running statistics again, for averaged weights, too, and
             for the weights of an earlier epoch that are kept in the end.
     """
 

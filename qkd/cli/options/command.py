@@ -89,7 +89,8 @@ def load(args: argparse.Namespace, *, with_files: bool = False) -> RunConfig:
     if hasattr(args, "runs_dir") and (folder / "config.yaml").is_file():
         folder = folder.resolve()  # the folder's own config; the folder may have been renamed
         args.config, args.runs_dir = str(folder / "config.yaml"), folder.parent
-        args.overrides = [*args.overrides, f"name={folder.name}"]
+        if not any(str(one).startswith("name=") for one in args.overrides):  # else it is the pattern of another run
+            args.overrides = [*args.overrides, f"name={folder.name}"]
     return load_config(args.config, args.overrides, checks=(name_faults, file_faults) if with_files else (name_faults,))
 
 

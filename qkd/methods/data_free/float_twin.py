@@ -8,7 +8,7 @@ from qkd.config import LowBitConfig, RunConfig
 from qkd.config.data_free import DataFreeConfig
 from qkd.roles.float_twin import FloatTwinRole, float_twin_config
 from qkd.roles.learner import StudentRole
-from qkd.run.identity import differences, identity
+from qkd.run.identity import different_settings
 
 FLOAT = "student_float"  # manifest of the training
 _WITHOUT_SAY = ("student.quant.", "teacher.run")  # keys that do not change a float net's training
@@ -34,8 +34,7 @@ def is_same_twin(one: RunConfig, other: RunConfig) -> bool:
     """
     if one.student_start != "float" or other.student_start != "float":
         return False
-    then, now = (identity(_float_config(config).model_dump(mode="json", warnings=False)) for config in (one, other))
-    return all(key.startswith(_WITHOUT_SAY) for key in differences(then, now))
+    return all(key.startswith(_WITHOUT_SAY) for key in different_settings(*map(_float_config, (one, other))))
 
 
 def _float_config(config: RunConfig) -> RunConfig:

@@ -54,6 +54,7 @@ class DataFree(Method):
     """
 
     brings_loss = False
+    reads_images = False
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config)

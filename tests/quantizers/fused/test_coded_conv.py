@@ -67,7 +67,7 @@ def test_compiled_or_not_the_codes_are_the_same() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("where", ["first", "last", "weight"])
 def test_a_value_that_is_not_a_number_has_no_code(enabled: bool, dtype: torch.dtype, where: str) -> None:
-    """As code 0 it would vanish: training would go on as if nothing had happened."""
+    """As code 0 it would vanish: training would continue as if nothing had happened."""
     quantizers.set_fused(enabled=enabled)
     conv, step, steps = nn.Conv2d(40, 5, 3, bias=False), torch.tensor(0.5), torch.full((5, 1, 1, 1), 0.25)
     x = (drawn(0, 15, 2, 40, 60, 60) * step).to(dtype).contiguous(memory_format=LAST)

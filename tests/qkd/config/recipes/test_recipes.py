@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from qkd.config import LowBitConfig, RunConfig
 from qkd.config.binding import bind, config_text, load_config
@@ -146,3 +147,16 @@ def test_what_does_not_go_together_is_a_fault(name: str) -> None:
     student, said = FAULTS[name]
     with pytest.raises(ConfigError, match=said):
         bound(student)
+
+
+def test_a_run_of_before_a_key_of_its_recipe_is_opened_as_it_was_made(tmp_path: Path) -> None:
+    """Its config has every key of its time; a recipe that sets one more today is not what the run followed."""
+    stored = bound({"recipe": "default"}).model_dump(mode="json")
+    assert stored["student"]["low_bit"].pop("step_size_bound") == 0.1
+    (tmp_path / "run").mkdir()
+    for name, text in (("config.yaml", yaml.safe_dump(stored)), ("environment.json", "{}")):
+        (tmp_path / "run" / name).write_text(text)
+    low_bit = load_config(tmp_path / "run" / "config.yaml").student.low_bit
+    assert low_bit.step_size_bound is None and low_bit.transition_rate == 0.005
+    (tmp_path / "run" / "environment.json").unlink()
+    assert load_config(tmp_path / "run" / "config.yaml").student.low_bit.step_size_bound == 0.1

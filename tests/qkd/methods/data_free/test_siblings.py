@@ -136,6 +136,8 @@ def test_which_run_is_meant(config_of: Callable[..., RunConfig], tmp_path: Path,
     others = {beside(config_of("noise", {**coarse, **more}), tmp_path, Silent()).name
               for more in ({}, {"student.quant.last_bits": 4})}  # fmt: skip
     assert len(others) == 2 and all(name.startswith("first-w4a2-") for name in others)
+    recipe = {"name": "first", "student.recipe": "default", "student.quant.act_bits": 2}
+    assert beside(config_of("noise", recipe), tmp_path, Silent()).name == "first", "another recipe is another training"
     longer = config_of("noise", {"name": "first", "student.quant.act_bits": 2, "student.train.lr": 0.5})
     assert beside(longer, tmp_path, Silent()) is longer, "another training is for a person to name"
     with_images = {"student.data_free": None, "student.agent": {"policy": "crop", "flip": False}}
@@ -145,6 +147,33 @@ def test_which_run_is_meant(config_of: Callable[..., RunConfig], tmp_path: Path,
     low = config_of("noise", {"name": "real", **with_images, "student.quant.act_bits": 2})
     assert beside(low, tmp_path, Silent()) is low, "no method asks for it"
     assert data_folder.is_dir()
+
+
+def test_what_a_recipe_sets_is_in_no_name(config_of: Callable[..., RunConfig], tmp_path: Path) -> None:
+    with run_tiny(config_of("noise", {"name": "first", "student.recipe": "default"}), tmp_path, "teacher"):
+        pass
+    low = {"name": "first", "student.recipe": "default", "student.quant.weight_bits": 2}
+    assert beside(config_of("noise", low), tmp_path, Silent()).name == "first-w2a4"
+    by_hand = {**low, "student.low_bit": {"transition_rate": 0.01}}
+    assert beside(config_of("noise", by_hand), tmp_path, Silent()).name.startswith("first-w2a4-")
+
+
+def test_a_net_of_a_persons_own_is_not_trained_again(
+    config_of: Callable[..., RunConfig], tmp_path: Path, trained: list[str]
+) -> None:
+    """Each run has its copy of the file, so that paths differ."""
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n\ndef build(num_classes, in_channels):\n"
+        "    body = [nn.Conv2d(in_channels, 4, 3), nn.ReLU()]\n"
+        "    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes))\n"
+    )
+    own = {**FLOAT, "name": "first", "student.net": f"{tmp_path / 'net.py'}:build"}
+    config = written(config_of("rdskd", own), tmp_path / "own.yaml")
+    words = ["run", config, "--runs-dir", str(tmp_path / "runs"), "--until", "distill"]
+    assert main(words) == 0 and "student_float" in trained
+    trained.clear()
+    assert main([*words, "student.quant.weight_bits=2"]) == 0
+    assert set(trained) == {"student"}
 
 
 def test_from_python(config_of: Callable[..., RunConfig], tmp_path: Path, trained: list[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic import Field, PlainSerializer, PlainValidator, SerializationInfo, WithJsonSchema, model_validator
 
 from qkd.config.sections import MOST_PIXELS, NEWER, BatchSize, Fraction, Images, Pixels, Section, UserPath, Workers
 from qkd.image_size import ImageSize, image_size_of
@@ -24,10 +24,16 @@ def _size(value: Any) -> ImageSize | None:
     return image_size_of(*sides)
 
 
+def _plain_size(size: Any, info: SerializationInfo) -> Any:
+    """Return an image size as plain data; pydantic's own serializer warns of the list that it makes for JSON."""
+    return list(size) if info.mode == "json" and isinstance(size, tuple) else size
+
+
 _SIDE = {"type": "integer", "minimum": 1, "maximum": MOST_PIXELS}
 Size = Annotated[
     ImageSize,
     PlainValidator(_size),
+    PlainSerializer(_plain_size, return_type=Any),
     WithJsonSchema({"anyOf": [_SIDE, {"type": "array", "items": _SIDE, "minItems": 2, "maxItems": 2}]}),
 ]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -95,10 +101,12 @@ class DataConfig(Section):
         None, description="1 gray, 3 color; default: gray if all images are"
     )
     mean: Annotated[tuple[Share, ...] | None, NEWER] = Field(
-        None, description="mean per channel, 0..1, to match given weights; default: that of the training images"
+        None,
+        min_length=1,
+        description="mean per channel, 0..1, to match given weights; default: that of the training images",
     )
     std: Annotated[tuple[Share, ...] | None, NEWER] = Field(
-        None, description="standard deviation per channel, 0..1; given together with `mean`"
+        None, min_length=1, description="standard deviation per channel, 0..1; given together with `mean`"
     )
     preprocess: Annotated[str | None, NEWER] = Field(
         None,

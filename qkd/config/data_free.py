@@ -64,6 +64,12 @@ _READ_BY: Mapping[str, tuple[str, ...]] = {  # key -> families that read it
     "beta": (POOL,),
     "compat": (POOL,),
 }
+# Of a family that reads a key, the methods that do: the others invert images themselves, not a generator's latents.
+_GENERATING = ("cmi", "cmi_adversarial", "fast_dfkd")
+_OF_METHODS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    POOL: {"latent": _GENERATING, "width": _GENERATING, "beta": ("zskd",), "compat": ("zskd",)},
+    GROWING: {"latent": _GENERATING, "width": _GENERATING},
+}
 ARRANGING = ("procedural_share", "float_procedural_share", "procedural_kinds", "boxed")
 STUDENTS_OWN = ("images_per_epoch", *ARRANGING)  # what a generator does not depend on
 
@@ -139,7 +145,7 @@ class DataFreeConfig(Section):
         default_factory=dict, description="weights of the method's loss, by the keyword names of its function"
     )
     beta: tuple[Positive, ...] = Field(
-        (1.0, 0.1), description="zskd: scales of the concentrations; batches alternate between them"
+        (1.0, 0.1), min_length=1, description="zskd: scales of the concentrations; batches alternate between them"
     )
     compat: Literal["paper", "released"] = Field(
         "paper", description="zskd: released: beta has no effect, as in the released code"
@@ -194,9 +200,11 @@ class DataFreeConfig(Section):
         changes = {**few, "batch_size": min(self.batch_size, 4), "train": short}
         if self.method in WARMED_UP:
             changes["warmup_steps"] = min(self.warmed_up, 2)
-        return self.model_copy(
-            update={key: value for key, value in changes.items() if self.family in _READ_BY.get(key, (self.family,))}
-        )
+        return self.model_copy(update={key: value for key, value in changes.items() if self._reads(key)})
+
+    def _reads(self, key: str) -> bool:
+        methods = _OF_METHODS.get(self.family, {}).get(key, (self.method,))
+        return self.family in _READ_BY.get(key, (self.family,)) and self.method in methods
 
     @model_serializer(mode="wrap")
     def _without_unused(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -220,8 +228,8 @@ class DataFreeConfig(Section):
         fields = type(self).model_fields
         unread = [
             key
-            for key, families in _READ_BY.items()
-            if self.family not in families and getattr(self, key) != fields[key].get_default(call_default_factory=True)
+            for key in _READ_BY
+            if not self._reads(key) and getattr(self, key) != fields[key].get_default(call_default_factory=True)
         ]
         if unread:
             raise ValueError(f"method `{self.method}` ({self.family}) does not read {', '.join(map(repr, unread))}")

@@ -84,6 +84,12 @@ class TeacherConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _several_are_averaged(self) -> TeacherConfig:
+        if self.members == 1 and (self.ensemble != "probability" or self.ensemble_temperature != 1):
+            raise ValueError("`ensemble` and `ensemble_temperature` are for `members` above 1, got 1")
+        return self
+
+    @model_validator(mode="after")
     def _needs_some_weights(self) -> TeacherConfig:
         if self.untrained and (self.train is not None or self.weights is not None):
             raise ValueError("`untrained` cannot be combined with `train` or `weights`")

@@ -246,8 +246,22 @@ def _float_agent_faults(student: StudentConfig) -> list[str]:
     return faults
 
 
+MOST_BITS = 4  # of weights that the rules act on, as in quantizers.recipes.codes; a test keeps them equal
+
+
 def _rule_faults(student: StudentConfig) -> list[str]:
-    rules, faults = student.low_bit, []
+    rules, quant, faults = student.low_bit, student.quant, []
+    widths = (
+        quant.weight_bits,
+        quant.first_bits,
+        quant.last_bits,
+        *(one.get("weight_bits") for one in quant.overrides.values()),
+    )
+    idle = [key for key in ("dampening", "oscillation_thresholds", "transition_rate") if getattr(rules, key)]
+    if idle and min(width for width in widths if width is not None) > MOST_BITS:
+        faults.append(
+            f"`low_bit.{idle[0]}` acts on weights of at most {MOST_BITS} bits, but `quant` has none; leave it out"
+        )
     if rules.places_weights and student.quant.weight_quantizer == "dorefa":
         faults.append(
             "`low_bit.dampening` and `low_bit.oscillation_thresholds` need `quant.weight_quantizer` lsq or stats, got "

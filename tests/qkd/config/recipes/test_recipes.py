@@ -12,9 +12,11 @@ import yaml
 from qkd.config import LowBitConfig, RunConfig
 from qkd.config.binding import bind, config_text, load_config
 from qkd.config.explaining import explained
+from qkd.config.methods import MOST_BITS
 from qkd.config.recipes.table import RECIPES, settings_for
 from qkd.config.training import DEFAULT_TERMS
 from qkd.failures import ConfigError
+from quantizers.recipes.codes import MOST_VALUES
 
 
 def values(student: Mapping[str, Any], bits: int = 2) -> dict[str, Any]:
@@ -116,6 +118,7 @@ FAULTS = {
     "a place for codes": (
         {"quant": {"weight_quantizer": "dorefa"}, "low_bit": {"dampening": 1e-3}}, "lsq or stats, got"
     ),
+    "no low bits": ({"low_bit": {"dampening": 1e-3}, "quant": {"weight_bits": 8}}, "of at most 4 bits, but `quant`"),
     "a step that follows": (
         {"quant": {"weight_quantizer": "stats"}, "low_bit": {"oscillation_thresholds": [0.04, 0.01]}},
         "`low_bit.oscillation_thresholds` needs `quant.weight_quantizer: lsq`, got stats",
@@ -160,3 +163,8 @@ def test_a_run_of_before_a_key_of_its_recipe_is_opened_as_it_was_made(tmp_path: 
     assert low_bit.step_size_bound is None and low_bit.transition_rate == 0.005
     (tmp_path / "run" / "environment.json").unlink()
     assert load_config(tmp_path / "run" / "config.yaml").student.low_bit.step_size_bound == 0.1
+
+
+def test_the_widths_that_rules_act_on_are_those_of_the_quantizers() -> None:
+    assert 2**MOST_BITS == MOST_VALUES
+    bound({"low_bit": {"dampening": 1e-3}, "quant": {"weight_bits": 8, "overrides": {"conv1": {"weight_bits": 4}}}})

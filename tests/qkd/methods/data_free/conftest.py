@@ -25,6 +25,7 @@ LIKE = {
     "zskt": "dfad", "dfq": "dfad",
     "cmi_adversarial": "adaptive_inversion", "fast_dfkd": "adaptive_inversion",
 }  # fmt: skip
+WITHOUT_GENERATOR = ("noise", "procedural", "deep_inversion", "zskd", "adaptive_inversion")
 BATCHED = ("rdskd", "deep_inversion", "adaptive_inversion")  # those whose images come in batches of their own size
 
 
@@ -32,7 +33,7 @@ def data_free(method: str, **changes: Any) -> dict[str, Any]:
     """Return a section ``student.data_free`` that takes a moment."""
     few = dict(FEW.get(LIKE.get(method, method), {}))
     few |= {"warmup_steps": 2} if method == "dfq" else {}
-    sizes = {} if method in ("noise", "procedural") else {"latent": 8, "width": 8}
+    sizes = {} if method in WITHOUT_GENERATOR else {"latent": 8, "width": 8}
     batch = {"batch_size": 8} if LIKE.get(method, method) in BATCHED else {}
     return {"method": method, "images_per_epoch": 32, **sizes, **batch, **few, **changes}
 

@@ -102,9 +102,13 @@ def schema_faults(error: ValidationError, data: Mapping[str, Any], schema: type[
     found = error.errors(include_url=False)
     for detail in found[:MOST_WORDED]:
         where = tuple(detail["loc"])
-        if where[-1:] == ("[key]",):  # pydantic's mark for a mapping's key; only those of given words can be wrong
-            faults.setdefault(where[:-1], f"unknown key; must be {detail['ctx']['expected']}")
+        if where[-1:] == ("[key]",):  # pydantic's mark for a mapping's key
+            expected = detail.get("ctx", {}).get("expected")
+            wrong = f"unknown key; must be {expected}" if expected else f"a key {_word(detail, schema)}"
+            faults.setdefault(where[:-1], wrong)
             continue
+        if detail["type"] == "too_short" and len(detail["input"]) >= detail["ctx"]["min_length"]:
+            continue  # short of entries that are valid: those that are not have their own faults
         inside = _inside(where, data, is_missing=detail["type"] in ("missing", "extra_forbidden"))
         if inside != where:  # pydantic names the alternatives of a union in the path: one fault for all of them
             faults.setdefault(inside, f"must be a number, text, or true or false, got {describe(detail['input'])}")
@@ -132,7 +136,8 @@ def _word(detail: ErrorDetails, schema: type[BaseModel]) -> str:
     kind, found = detail["type"], describe(detail["input"])
     context: dict[str, Any] = detail.get("ctx", {})
     if kind == "missing":
-        return "missing, and it has no default"
+        is_entry = detail["loc"] and isinstance(detail["loc"][-1], int)
+        return "missing: the list is too short" if is_entry else "missing, and it has no default"
     if kind == "extra_forbidden":
         return _unknown_key(tuple(detail["loc"]), schema)
     if kind == "literal_error":
@@ -155,6 +160,11 @@ def _bound(kind: str, context: Mapping[str, Any]) -> str | None:
         return "zero or positive" if context["ge"] == 0 else f"at least {context['ge']:g}"
     if kind == "less_than":
         return f"less than {context['lt']:g}"
+    if kind == "multiple_of":
+        return f"a multiple of {context['multiple_of']:g}"
+    if kind in ("too_short", "too_long"):
+        word, count = ("least", context["min_length"]) if kind == "too_short" else ("most", context["max_length"])
+        return f"a list of at {word} {count:,}"
     if kind == "string_too_long":
         return f"at most {context['max_length']:,} characters long"
     if kind == "less_than_equal":

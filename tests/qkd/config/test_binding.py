@@ -187,6 +187,31 @@ def test_values_of_a_union_give_one_fault() -> None:
     ]
 
 
+LISTS = {
+    "student.low_bit.oscillation_thresholds=[0.1]": ["student.low_bit.oscillation_thresholds.1: missing: the list is"],
+    "student.low_bit.oscillation_thresholds=[0.1,0.2,0.3]":
+        ["student.low_bit.oscillation_thresholds: must be a list of at most 2, got a list of 3"],
+    "bench.on=[]": ["bench.on: must be a list of at least 1, got a list of 0"],
+    "student.data_free={method: zskd, beta: [0]}": ["student.data_free.beta.0: must be positive, got 0"],
+    "student.data_free={method: dafl, width: 7}": ["student.data_free.width: must be a multiple of 2, got 7"],
+    'data.domains={"a b": {}, c: {}}': ["data.domains.a b: a key must match"],
+    'student.quant.overrides={conv1: {bits: 4}}': ["student.quant.overrides.conv1.bits: unknown key; must be"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", LISTS)
+def test_lists_keys_and_multiples_are_told_in_our_words(change: str) -> None:
+    found = faults_of(apply_overrides(small(), [change]))
+    assert len(found) == len(LISTS[change]), found
+    assert all(line.startswith(f"config.{start}") for line, start in zip(found, LISTS[change], strict=True)), found
+
+
+def test_sizes_that_are_not_square_are_written_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+    config = bind(apply_overrides(small(), ["data.image_size=[8, 16]"]))
+    assert yaml.safe_load(config_text(config))["data"]["image_size"] == [8, 16]
+    assert config.data.image_size == (8, 16) and not recwarn.list
+
+
 @pytest.mark.parametrize("flavor", ["ort", "qcdq", "qonnx"])
 def test_every_flavor_can_be_asked_for(flavor: str) -> None:
     config = bind(small(export={"flavor": flavor, "strict": True}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import tempfile
 from collections.abc import Callable, Collection
 from dataclasses import replace
@@ -133,7 +134,8 @@ def _record(folder: Path, table: BenchTable, progress: Progress) -> None:
     except (OSError, ValueError) as error:
         progress.warn(f"measured, but not recorded in {folder}: {error}")
         return
-    progress.say(f"recorded in {', '.join(str(path) for path in written.values())}; `qkd report {folder}` shows it")
+    again, paths = shlex.quote(str(folder)), ", ".join(str(path) for path in written.values())
+    progress.say(f"recorded in {paths}; `qkd report {again}` shows it")
 
 
 def _complete_where_measured(run: RunFolder, written: Collection[Path], progress: Progress) -> None:

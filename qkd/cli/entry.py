@@ -54,7 +54,7 @@ EXAMPLES = """examples:
   qkd retrieve runs/digits-w2a2                       do features find images of their class?
   qkd match runs/digits-w2a2                          which teacher layer each student layer should follow
   qkd federate digits/federated/fedgen                train one student with clients that keep their images
-  qkd generate runs/digits-rdskd --out grid.png       the images that a data-free run learned from
+  qkd generate runs/digits-data-free-rdskd --out grid.png   the images that a data-free run learned from
 
 exit codes: 0 done, 1 the run or a parity check failed, 2 the input is wrong, 130 interrupted"""
 

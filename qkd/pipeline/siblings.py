@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -62,10 +63,11 @@ def _require(run: RunFolder, stages: tuple[str, ...]) -> None:
     missing = {stage: why for stage in stages if (why := run.why_incomplete(stage))}
     if missing:
         found = ", ".join(f"{stage} ({why})" for stage, why in missing.items())
+        finish = f"qkd run {shlex.quote(str(run.path))} --until distill"
         raise UsageError(
             f"{run.path} is a run with other widths, and this student would reuse its {' and '.join(stages)}, but they "
-            f"are not finished: {found}; finish them first with `qkd run {run.path} --until distill`, or give this "
-            f"run another name (name=...), so that it makes its own"
+            f"are not finished: {found}; finish them first with `{finish}`, or give this run another name (name=...), "
+            f"so that it makes its own"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from qkd.failures import UsageError
@@ -27,5 +28,5 @@ def model_file(target: str, runs_dir: Path) -> Path:
     if folder is None:
         raise UsageError(f"{target}: neither an ONNX file nor a run folder, nor the name of a run; {runs_in(runs_dir)}")
     if not (folder / STUDENT).is_file():
-        raise UsageError(f"{folder}: has no {STUDENT} yet; `qkd export {folder}` writes it")
+        raise UsageError(f"{folder}: has no {STUDENT} yet; `qkd export {shlex.quote(str(folder))}` writes it")
     return folder / STUDENT

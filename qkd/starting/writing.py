@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,7 @@ student:                         # same net as the teacher, starts from its weig
 def _head(look: Look | None, folder: Path | None) -> str:
     if look is None:
         return "# Written by `qkd init`: uses handwritten digits in place of your images (qkd init FOLDER)."
-    lines = [f"# Written by `qkd init {folder}`: {look.words};", f"# {look.held_out}."]
+    lines = [f"# Written by `qkd init {shlex.quote(str(folder))}`: {look.words};", f"# {look.held_out}."]
     return "\n".join(lines)
 
 

@@ -55,6 +55,10 @@ class ActQuantizer(qnn.QuantIdentity):  # type: ignore[misc]
         self._given = values
         return values
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is copied and pickled: nothing of a forward pass, which may have been interrupted."""
+        return {**self.__dict__, "_given": None, "_latest": None}
+
     def is_source_of(self, x: Tensor) -> bool:
         """Return whether ``x`` is the result of the latest call, on the current grid."""
         return self._latest is not None and self._latest() is x

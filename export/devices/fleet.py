@@ -51,8 +51,8 @@ def measure_devices(
 ) -> tuple[DeviceResult, ...]:
     """Measure models on each device; see ``measure_on`` for the arguments.
 
-    Remote devices work side by side. This machine comes last and alone, so that packing and copying for the others
-    does not disturb its own figures.
+    Remote devices work side by side, entries of one device one after another. This machine comes last and alone, so
+    that packing and copying for the others does not disturb its own figures.
 
     Args:
         devices: Where to measure; each has its own name.
@@ -87,8 +87,8 @@ def measure_devices(
 
     pool = ThreadPoolExecutor(max_workers=max(1, len(remote)))
     try:
-        waiting = [pool.submit(measure, device) for device in remote]
-        found |= {result.device.title: result for result in (one.result() for one in waiting)}
+        waiting = [pool.submit(lambda entries: [measure(one) for one in entries], same) for same in _by_place(remote)]
+        found |= {result.device.title: result for one in waiting for result in one.result()}
     except BaseException:  # interrupted: end what the threads wait for; they still clean up their devices
         end_all()
         raise
@@ -96,6 +96,15 @@ def measure_devices(
         pool.shutdown(cancel_futures=True)
     found |= {device.title: measure(device) for device in devices if device.is_local}
     return tuple(found[device.title] for device in devices)
+
+
+def _by_place(devices: Sequence[Device]) -> list[list[Device]]:
+    """Return devices by where they are: the same board under two names, say with other threads, is measured twice."""
+    places: dict[tuple[str, str, int | None], list[Device]] = {}
+    for device in devices:
+        host = device.target.rpartition("@")[2].lower()
+        places.setdefault((device.scheme, host, device.port), []).append(device)
+    return list(places.values())
 
 
 def _check_names(devices: Sequence[Device]) -> None:

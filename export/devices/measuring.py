@@ -19,7 +19,7 @@ from export.devices.links import Link, LocalLink, RemoteLink
 from export.devices.perf_test import PerfTestLink
 from export.devices.probing import Probe
 from export.devices.providers import AUTO, RUNTIMES, Entry, as_job, entries_of, failed_entries, left_out, provider_names
-from export.devices.report import LatencyReport, measured
+from export.devices.report import LatencyReport, as_run, measured
 from export.devices.shipping import FILE as LIBRARY
 from export.devices.shipping import library_for, library_here
 from export.devices.suiting import suited, without_student
@@ -148,7 +148,7 @@ def measure_on(
     failed = failed_entries(answer, entries)
     missing = {**left_out(answer, entries), **failed}
     rows = [_Row(entry, n, answer) for n, entry in enumerate(entries) if n not in missing]
-    shared = {key: getattr(own, key) for key in ("threads", "warmup", "rounds", "affinity")}
+    shared = {"threads": own.threads, "affinity": own.affinity, **as_run(answer)}
     reports = {
         row.title: LatencyReport(
             path=str(paths[row.entry.model]),
@@ -157,7 +157,6 @@ def measure_on(
             size_bytes=size_of(fitted[row.entry.model].content),
             repacked=fitted[row.entry.model].repacked,
             interleaved_with=tuple(other.title for other in rows if other is not row),
-            spinning=_spins(own, len(rows)),
             provider=row.provider,
             model=row.entry.model,
             **shared,
@@ -245,11 +244,7 @@ def _job(models: list[dict[str, Any]], settings: Settings, device: Device) -> di
         "models": models,
         **{key: getattr(settings, key) for key in ("threads", "batch_size", "warmup", "rounds", "seed", "memory")},
         "affinity": list(settings.affinity),
-        "spinning": _spins(settings, 1),
+        # if one model is left: threads of one session that spin take the core from the session whose turn it is
+        "spinning": settings.threads > 1,
         "timeout_s": device.timeout_s,
     }
-
-
-def _spins(settings: Settings, models: int) -> bool:
-    # threads of one session that spin would take the core from the session whose turn it is
-    return settings.threads > 1 and models == 1

@@ -11,6 +11,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import onnx
+
 from export.devices.connections.address import Device, DeviceError
 from export.devices.connections.capture import Captured, printable
 from export.devices.connections.shell import Content, Say, Shell
@@ -23,7 +25,11 @@ NAMES = {"CPUExecutionProvider": "cpu", "XnnpackExecutionProvider": "xnnpack", "
          "QNNExecutionProvider": "qnn", "ACLExecutionProvider": "acl", "CUDAExecutionProvider": "cuda"}  # fmt: skip
 GRACE_S = 5  # seconds after the caller's limit, as the runner's own alarm
 NO_PLUGIN = "onnxruntime_perf_test is not asked to take plugins"
-NOTE = "by onnxruntime_perf_test: one random image, classes not compared, rounds in blocks, p10 not given"
+WARM_UP = 1  # inference per call, which the tool makes by itself
+NOTE = (
+    "by onnxruntime_perf_test: one random image, classes not compared, rounds in blocks (p90: their median, p99: their "
+    "largest), p10 not given"
+)
 FIGURES = {  # what it prints -> (our name, factor to our unit)
     r"P50 Latency(?::| is)\s*([\d.e+-]+)\s*s": ("median_ms", 1e3),
     r"P90 Latency(?::| is)\s*([\d.e+-]+)\s*s": ("p90_ms", 1e3),
@@ -113,6 +119,7 @@ class PerfTestLink:
             if entry["provider"] not in NAMES:
                 known = ", ".join(NAMES)
                 raise ValueError(f"onnxruntime_perf_test: provider {entry['provider']!r} is not one of {known}")
+        shapes = {entry["key"]: _input_shape(entry["name"], files[entry["file"]]) for entry in entries}
         models = {entry["title"]: entry for entry in entries}
         wanted = {entry["file"]: files[entry["file"]] for entry in entries}
         with work_folder(self.device, self.shell, secrets.token_hex(8)) as folder:
@@ -120,20 +127,26 @@ class PerfTestLink:
             before = self._conditions()
             blocks = self._take_turns(folder, models, job, say)
             after = self._conditions()
-        row = {"notes": [], "input_shape": [], "images": 0}
+        machine, threads = self._machine(), job["threads"]
+        cores = machine["cores"] or max(threads, 1)
+        rows = {
+            entry["key"]: {"notes": [], "input_shape": shapes[entry["key"]], "images": 0, **combine(blocks[title])}
+            for title, entry in models.items()
+        }
         return {
-            "models": {models[name]["key"]: {**row, **combine(found)} for name, found in blocks.items()},
+            "models": rows,
             "left_out": {entry["key"]: NO_PLUGIN for entry in job["models"] if entry["optional"]},
-            "machine": self._machine(),
+            "machine": machine,
             "before": before,
             "after": after,
-            "notes": [NOTE, *runner.condition_notes(before, after, {"threads": 0})],
+            "done": {"warmup": TURNS * WARM_UP, "rounds": TURNS * _block(job["rounds"]), "spinning": threads > 1},
+            "notes": [NOTE, *runner.condition_notes(before, after, threads, cores)],
         }
 
     def _take_turns(
         self, folder: str, models: Mapping[str, Mapping[str, str]], job: Mapping[str, Any], say: Say | None
     ) -> dict[str, list[dict[str, float | None]]]:
-        rounds = -(-job["rounds"] // TURNS)
+        rounds = _block(job["rounds"])
         blocks: dict[str, list[dict[str, float | None]]] = {name: [] for name in models}
         order = list(models)
         for number in range(TURNS):
@@ -206,3 +219,23 @@ class PerfTestLink:
 
 def _words(done: Captured) -> str:
     return printable(done.stderr) or printable(done.stdout.decode("utf-8", "replace")) or "no reason given"
+
+
+def _block(rounds: int) -> int:
+    """Return the rounds of one block, rounded up."""
+    return -(-rounds // TURNS)
+
+
+def _input_shape(name: str, content: Content) -> list[int]:
+    """Return the shape of the image that the tool makes: free axes are 1.
+
+    Raises:
+        ValueError: If the batch is fixed at another number, whose time would pass for that of one image.
+    """
+    model = (
+        onnx.load_from_string(content) if isinstance(content, bytes) else onnx.load(content, load_external_data=False)
+    )
+    sizes = [size.dim_value or 1 for size in model.graph.input[0].type.tensor_type.shape.dim]
+    if sizes and sizes[0] != 1:
+        raise ValueError(f"{name}: its batch is fixed at {sizes[0]}, but onnxruntime_perf_test is to measure one image")
+    return sizes

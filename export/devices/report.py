@@ -124,6 +124,22 @@ def measured(answer: Mapping[str, Any], name: str, *, entry: str) -> dict[str, A
     return fields
 
 
+def as_run(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how the device measured, which can differ from what was asked for: warm-up, rounds, spinning.
+
+    Args:
+        answer: The runner's answer.
+
+    Raises:
+        DeviceError: If one is missing, or of another type.
+    """
+    done = answer.get("done")
+    if not isinstance(done, Mapping) or not isinstance(done.get("spinning"), bool):
+        raise DeviceError(f"the device's answer is not what the runner writes: done is {str(done)[:40]!r}")
+    counts = {key: int(_number(done.get(key), f"done.{key}")) for key in ("warmup", "rounds")}
+    return {**counts, "spinning": done["spinning"]}
+
+
 def _machine(value: Mapping[str, Any]) -> dict[str, Any]:
     texts = {key: None if value.get(key) is None else str(value[key]) for key in MACHINE_TEXTS}
     counts = {key: _whole(value.get(key), key) for key in ("cores", "memory_bytes")}

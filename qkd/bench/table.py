@@ -9,7 +9,7 @@ from typing import Any
 from export.devices import DeviceResult
 from qkd.bench.record import Record
 from qkd.report.findings.terms import TERMS
-from qkd.report.table import DEVICE_HEAD, align, device_cells, device_label, device_notes
+from qkd.report.table import DEVICE_HEAD, align, device_cells, device_label, device_notes, settings_text
 
 
 @dataclass(frozen=True)
@@ -54,4 +54,16 @@ class BenchTable:
         lines = align(rows).splitlines()
         width = max(map(len, lines))
         table = [f"{line:<{width}}  {end}".rstrip() for line, end in zip(lines, ends, strict=True)]
-        return "\n".join(table if len(self.failures) == len(self.results) else [*table, TERMS["devices"]])
+        if len(self.failures) == len(self.results):
+            return "\n".join(table)
+        return "\n".join([*table, *self._settings(), TERMS["devices"]])
+
+    def _settings(self) -> list[str]:
+        """Return how it was measured: one line if all devices were alike, else one per device."""
+        told = {
+            result.device.title: settings_text({**record, **row})
+            for result, record in zip(self.results, self.records, strict=True)
+            for row in record["models"].values()
+        }
+        same = set(told.values())
+        return [f"{one}." for one in same] if len(same) == 1 else [f"{name}: {one}." for name, one in told.items()]

@@ -44,6 +44,21 @@ def device_notes(row: Mapping[str, Any]) -> list[str]:
     return [*repacked, *row.get("notes", [])]
 
 
+def settings_text(row: Mapping[str, Any]) -> str:
+    """Return with which threads, batch and rounds a model was measured.
+
+    Args:
+        row: As for :func:`device_cells`, with what its device shares among all models.
+    """
+    shape, threads = row.get("input_shape") or [1], row.get("threads", 1)
+    images = f"{shape[0]} image{'' if shape[0] == 1 else 's'}"
+    pinned = f" on CPUs {', '.join(map(str, row['affinity']))}" if row.get("affinity") else ""
+    return (
+        f"Times are for a batch of {images}, with {threads} thread{'' if threads == 1 else 's'}{pinned}: "
+        f"{row.get('rounds')} rounds, after {row.get('warmup')} that do not count"
+    )
+
+
 def align(rows: Sequence[Sequence[str]]) -> str:
     r"""Return rows as columns of text; the first two are left-aligned, figures right-aligned.
 

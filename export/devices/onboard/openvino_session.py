@@ -40,6 +40,10 @@ class Session:
         """Return the outputs likewise."""
         return [_end(entry) for entry in self._model.outputs]
 
+    def compile_for(self, shapes: dict[str, Any]) -> None:
+        """Compile for inputs of these shapes, so that the first inference need not."""
+        self._compiled({name: tuple(shape) for name, shape in shapes.items()})
+
     def run(self, names: list[str], feeds: dict[str, Any]) -> list[Any]:
         """Return the named outputs of arrays."""
         self._prepare(feeds)
@@ -55,17 +59,20 @@ class Session:
         return [self._request.get_tensor(name).data for name in names]
 
     def _prepare(self, arrays: dict[str, Any]) -> None:
-        """Compile for these shapes, once each: OpenVINO is faster if it knows them."""
         openvino = importlib.import_module("openvino")
         self._prepared = None
-        shape = next(iter(arrays.values())).shape
-        if shape not in self._requests:
-            model = self._model.clone()
-            model.reshape({name: list(values.shape) for name, values in arrays.items()})
-            self._requests[shape] = self._core.compile_model(model, "CPU", self._settings).create_infer_request()
-        self._request = self._requests[shape]
+        self._request = self._compiled({name: tuple(values.shape) for name, values in arrays.items()})
         for name, values in arrays.items():
             self._request.set_tensor(name, openvino.Tensor(values))
+
+    def _compiled(self, shapes: dict[str, tuple[int, ...]]) -> Any:
+        """Compile for these shapes, once each: OpenVINO is faster if it knows them."""
+        shape = next(iter(shapes.values()))
+        if shape not in self._requests:
+            model = self._model.clone()
+            model.reshape({name: list(sizes) for name, sizes in shapes.items()})
+            self._requests[shape] = self._core.compile_model(model, "CPU", self._settings).create_infer_request()
+        return self._requests[shape]
 
 
 def _end(entry: Any) -> SimpleNamespace:

@@ -11,6 +11,7 @@ nothing from the toolkit. The toolkit's own measurements on this machine run it,
 from __future__ import annotations
 
 import base64
+import contextlib
 import ctypes
 import glob
 import importlib
@@ -28,6 +29,8 @@ import time
 from typing import Any
 
 NS_PER_MS = 1e6
+# y = -x: the first session of a process also starts the runtime, which is no model's time to load
+FIRST = "CAc6MgoLCgF4EgF5IgNOZWcSAWdaDwoBeBIKCggIARIECgIIAWIPCgF5EgoKCAgBEgQKAggBQgQKABAN"
 CPU = "CPUExecutionProvider"
 LOW_BIT = "LowBitExecutionProvider"
 LOW_BIT_PACKAGE = "onnxruntime_ep_lowbit"
@@ -151,14 +154,17 @@ def run(job: dict[str, Any], folder: str) -> dict[str, Any]:
         say("{}: median {:.3f} ms".format(model.title, statistics(taken)["median_ms"]))
         results[model.key] = dict(model.facts(), **statistics(taken), **peak, **score(model, job, folder))
         results[model.key]["notes"] = peak.get("notes", []) + timing_notes(taken)
-    notes = condition_notes(before, after, job)
+    notes = condition_notes(before, after, job["threads"], os.cpu_count() or 1)
     answer = {"models": results, "left_out": left_out, "not_measured": failed, "machine": machine(), "notes": notes}
-    return dict(answer, before=before, after=after)
+    done = {"warmup": job["warmup"], "rounds": job["rounds"], "spinning": job["spinning"]}
+    return dict(answer, before=before, after=after, done=done)
 
 
 def open_all(ort: Any, job: dict[str, Any], entries: list[Any], folder: str, failed: dict[str, str]) -> list[Timed]:
     """Load the models; what fails besides the CPU provider goes into ``failed`` (key -> why), if another one loads."""
     models, errors = [], []
+    with contextlib.suppress(Exception):  # the models' own sessions say what is wrong
+        ort.InferenceSession(base64.b64decode(FIRST), quiet_options(ort), providers=[CPU])
     for entry in entries:
         try:
             models.append(Timed(ort, job, entry, folder))
@@ -188,7 +194,11 @@ def choose(ort: Any, job: dict[str, Any], folder: str, failed: dict[str, str]) -
             reason = f"{entry['name']}: the low-bit provider is not offered here: {why}"
             (left_out if entry["optional"] else failed)[entry["key"]] = reason
             continue
-        taken = compare_low_bit(ort, job, entry, folder)
+        try:
+            taken = compare_low_bit(ort, job, entry, folder)
+        except Exception as error:  # a runtime or provider raises whatever it likes; the others are measured
+            failed[entry["key"]] = str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
+            continue
         if taken != 0:  # None: onnxruntime does not tell
             kept.append(dict(entry, taken=taken))
         elif entry["where_nothing"] == "leave out":
@@ -264,8 +274,10 @@ class Timed:
         self.key = entry["key"]  # the answer's; the caller cleans its texts
         start = time.perf_counter_ns()
         self.session = open_session(ort, self.path, job, entry)
-        self.load_ms = (time.perf_counter_ns() - start) / NS_PER_MS
         self.input, self.shape = input_of(self.session, self.name, job["batch_size"])
+        if hasattr(self.session, "compile_for"):  # not onnxruntime, which has done so
+            self.session.compile_for({self.input: self.shape})
+        self.load_ms = (time.perf_counter_ns() - start) / NS_PER_MS
         images = numpy.random.default_rng(job["seed"]).standard_normal(self.shape, dtype=numpy.float32)
         self.outputs = [output.name for output in self.session.get_outputs()]
         self.feeds = {self.input: ort.OrtValue.ortvalue_from_numpy(images)}
@@ -558,7 +570,7 @@ def timing_notes(times_ns: list[int]) -> list[str]:
     return notes
 
 
-def condition_notes(before: dict[str, Any], after: dict[str, Any], job: dict[str, Any]) -> list[str]:
+def condition_notes(before: dict[str, Any], after: dict[str, Any], threads: int, cores: int) -> list[str]:
     """Return what makes the whole run doubtful: throttling, heat, other work on the machine."""
     notes = []
     if before["frequency_mhz"] and after["frequency_mhz"] and after["frequency_mhz"] < COOLED * before["frequency_mhz"]:
@@ -567,11 +579,10 @@ def condition_notes(before: dict[str, Any], after: dict[str, Any], job: dict[str
         rise = after["temperature_c"] - (before["temperature_c"] or after["temperature_c"])
         if rise >= WARMED_C or after["temperature_c"] >= HOT_C:
             notes.append("hot: {:.0f} degrees Celsius, {:.0f} more than before".format(after["temperature_c"], rise))
-    cores = os.cpu_count() or 1
     if before["load"] is not None and before["load"] > BUSY * cores:
         notes.append("busy: load average {:.1f} on {} cores before the start".format(before["load"], cores))
-    if job["threads"] > cores:
-        notes.append("{} threads on {} cores".format(job["threads"], cores))
+    if threads > cores:
+        notes.append(f"{threads} threads on {cores} cores")
     return notes
 
 

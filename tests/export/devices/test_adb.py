@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 
 from export import DeviceError, measure_interleaved
@@ -234,10 +235,20 @@ def test_perf_test_measures_in_turns(phone, packed, plain):
     assert report.p10_ms is None and report.accuracy is None and report.first_run_ms is not None
     assert report.peak_memory_bytes == 51_232_768 and report.machine["cpu"] and report.load[0] is not None
     assert report.notes[0].startswith("by onnxruntime_perf_test")
+    assert (report.warmup, report.rounds) == (4, 8) and report.input_shape[0] == 1, "as run, in four blocks"
     calls = [line for line in phone.log().splitlines() if "-r 2 " in line]
     assert [line.split(".onnx")[0][-1] for line in calls] == list("01100110")
     assert all("taskset 1 " in line and "-x 1 -e cpu" in line for line in calls)
     assert len(said) == 8 and phone.left() == []
+
+
+def test_perf_test_takes_no_fixed_batch_for_one_image(phone, plain, tmp_path):
+    model = onnx.load(plain)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
+    onnx.save(model, tmp_path / "four.onnx")
+    with pytest.raises(ValueError, match="four: its batch is fixed at 4, but onnxruntime_perf_test is to measure one"):
+        measure_on(phone.perf_test(), {"four": tmp_path / "four.onnx"}, QUICK)
+    assert phone.left() == []
 
 
 def test_perf_test_is_bounded_on_the_device_too(phone, plain):

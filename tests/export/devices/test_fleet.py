@@ -54,6 +54,27 @@ def test_remote_devices_run_side_by_side_and_this_machine_last_and_alone(monkeyp
     assert order[-1] == "local" and {"ssh://a", "ssh://b"} in together and together[-1] == {"local"}
 
 
+def test_two_entries_of_one_board_take_turns(monkeypatch, plain):
+    """Side by side they would measure each other."""
+    running, together, order = set(), [], []
+
+    def slow(device, paths, settings, *, sample, say):
+        running.add(device.title)
+        time.sleep(0.05)
+        together.append(set(running))
+        running.discard(device.title)
+        order.append(device.title)
+        raise DeviceError("enough")
+
+    monkeypatch.setattr(fleet, "measure_on", slow)
+    one, four = (Device("ssh://pi@board", name=f"{count} threads", threads=count) for count in (1, 4))
+    other = Device("ssh://root@Board", name="another user")
+    results = measure_devices([one, Device("ssh://a"), four, other], {"m": plain}, QUICK)
+    assert [result.device.title for result in results] == ["1 threads", "ssh://a", "4 threads", "another user"]
+    assert all(len(names - {"ssh://a"}) <= 1 for names in together)
+    assert [name for name in order if name != "ssh://a"] == ["1 threads", "4 threads", "another user"]
+
+
 def test_an_interrupt_ends_what_the_devices_do(monkeypatch, plain):
     tidied = []
 

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from export import Sample
@@ -100,12 +101,11 @@ def test_notes_on_rounds():
         ({"load": 2.5}, {"load": 0.0}, "busy: load average 2.5 on 4 cores before the start"),
     ],
 )
-def test_notes_on_conditions(monkeypatch, before, after, note):
-    monkeypatch.setattr(runner.os, "cpu_count", lambda: 4)
+def test_notes_on_conditions(before, after, note):
     nothing = {"frequency_mhz": None, "temperature_c": None, "load": None}
-    found = runner.condition_notes({**nothing, **before}, {**nothing, **after}, {"threads": 4})
+    found = runner.condition_notes({**nothing, **before}, {**nothing, **after}, 4, 4)
     assert found == ([] if note is None else [note])
-    assert runner.condition_notes(nothing, nothing, {"threads": 5}) == ["5 threads on 4 cores"]
+    assert runner.condition_notes(nothing, nothing, 5, 4) == ["5 threads on 4 cores"]
 
 
 @pytest.fixture
@@ -234,6 +234,42 @@ def test_a_sample_with_pickled_objects_is_refused(tmp_path):
     np.savez(tmp_path / "s.npz", images=np.array([{}], object))
     with pytest.raises(ValueError, match="pickle"):
         runner.score(Model(1), {"sample": "s.npz"}, str(tmp_path))
+
+
+def test_one_entry_of_the_low_bit_provider_that_fails_stops_no_other(monkeypatch):
+    def compare(ort, job, entry, folder):
+        if entry["name"] == "bad":
+            raise RuntimeError("no kernel")
+        return 7
+
+    monkeypatch.setattr(runner, "register_low_bit", lambda *_: "")
+    monkeypatch.setattr(runner, "compare_low_bit", compare)
+    entries = [
+        {"name": name, "title": name, "key": str(key), "provider": runner.LOW_BIT, "optional": True,
+         "where_nothing": "leave out"}
+        for key, name in enumerate(("good", "bad"))
+    ]  # fmt: skip
+    failed: dict[str, str] = {}
+    kept, left_out = runner.choose(None, {"models": entries}, "", failed)
+    assert [one["name"] for one in kept] == ["good"] and left_out == {}
+    assert failed == {"1": "RuntimeError: no kernel"}
+
+
+def test_loading_the_first_model_does_not_start_the_runtime(monkeypatch, plain):
+    """The first session of a process takes longer whatever it loads; another one comes before any model's."""
+    opened = []
+
+    class Ort:
+        SessionOptions = onnxruntime.SessionOptions
+
+        @staticmethod
+        def InferenceSession(model, *given, **more):  # noqa: N802
+            opened.append(model)
+
+    monkeypatch.setattr(runner, "Timed", lambda ort, job, entry, folder: opened.append(entry["file"]) or entry)
+    runner.open_all(Ort, {}, [{"file": "a.onnx", "provider": runner.CPU}], "", {})
+    assert len(opened) == 2 and opened[1] == "a.onnx"
+    assert onnxruntime.InferenceSession(opened[0]).get_inputs()[0].shape == [1]
 
 
 def test_memory_that_cannot_be_taken_is_a_note(monkeypatch, tmp_path):

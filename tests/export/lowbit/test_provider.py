@@ -396,3 +396,20 @@ def test_a_branch_that_nobody_reads_is_left_alone(make_session: Session) -> None
 @pytest.mark.slow
 def test_many_spoiled_files(tmp_path: Path, random_net: Nets) -> None:
     check_spoiled_files(range(50, 80), 30, tmp_path, random_net, {})
+
+
+def test_a_profile_is_json_whatever_layers_are_called(random_net: Nets, make_session: Session, claimed: Claimed) -> None:
+    for seed in range(30):
+        model, size = onnx.load_model_from_string((net := random_net(seed))[0]), net[1]
+        for node in model.graph.node:
+            for names in (node.input, node.output):
+                names[:] = [name if name == "images" else f'layer"{name}\\\t' for name in names]
+        for entry in (*model.graph.initializer, *model.graph.output):
+            entry.name = f'layer"{entry.name}\\\t'
+        session = make_session(model.SerializeToString(), provider=True)
+        session.run(None, {"images": images(seed, 1, size)})
+        del session
+        gc.collect()
+        if any(map(low_bit_layers, claimed())):
+            return
+    pytest.fail("no net had a low-bit layer")

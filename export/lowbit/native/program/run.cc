@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cstdio>
 #include <cstring>
+#include <string>
 
 #include "program/program.h"
 
@@ -312,6 +313,23 @@ void run_program(const Program& program, const std::vector<const uint8_t*>& inpu
     }
 }
 
+// Names come from files: quotes, backslashes and control characters are escaped.
+static std::string json_text(const std::string& text) {
+    std::string out;
+    char code[8];
+    for (const unsigned char each : text)
+        if (each == '"' || each == '\\') {
+            out += '\\';
+            out += static_cast<char>(each);
+        } else if (each < 0x20) {
+            std::snprintf(code, sizeof code, "\\u%04x", each);
+            out += code;
+        } else {
+            out += static_cast<char>(each);
+        }
+    return out;
+}
+
 void write_profile(const Program& program, const char* path) {
     constexpr const char* kinds[] = {"import", "export", "index", "border", "planes", "lut_conv", "narrow_conv", "dot_conv", "depthwise",
                                      "add",    "map",    "max_pool", "concat", "average"};
@@ -320,7 +338,7 @@ void write_profile(const Program& program, const char* path) {
     std::fprintf(file, "{\"kernels\": \"%s\", \"operations\": [", program.kernels->name);
     for (size_t i = 0; i < program.ops.size(); ++i)
         std::fprintf(file, "%s{\"name\": \"%s\", \"kind\": \"%s\", \"nanoseconds\": %lld}", i ? ", " : "",
-                     program.ops[i].name.c_str(), kinds[static_cast<int>(program.ops[i].kind)],
+                     json_text(program.ops[i].name).c_str(), kinds[static_cast<int>(program.ops[i].kind)],
                      static_cast<long long>(program.profile->nanoseconds[i]));
     std::fprintf(file, "]}\n");
     std::fclose(file);

@@ -90,9 +90,11 @@ def _check_logits(net: NetSpelling, made: nn.Module, classes: int, channels: int
         except Exception as error:
             raise ValueError(f"net {net.title}: cannot take {what}: {type(error).__name__}: {error}") from error
     if not isinstance(logits, Tensor) or tuple(logits.shape) != (2, classes):
-        found = list(logits.shape) if isinstance(logits, Tensor) else f"type {type(logits).__name__}"
-        raise ValueError(
-            f"net {net.title}: must return logits [batch, {classes}] for {what}, got {found} for a batch of 2; give "
-            f"its builder a parameter `num_classes`, which is set automatically, or set `net_options`"
-        )
+        if isinstance(logits, Tensor):
+            found = f"{list(logits.shape)} for a batch of 2"
+            advice = "give its builder a parameter `num_classes`, which is set automatically, or set `net_options`"
+        else:
+            found = f"a {type(logits).__name__}"
+            advice = "return one tensor in eval(): a small module around the net can take the logits out"
+        raise ValueError(f"net {net.title}: must return logits [batch, {classes}] for {what}, got {found}; {advice}")
     _checked.add(key)

@@ -177,9 +177,8 @@ class Pen:
         is_layer = bool(self.scopes) and isinstance(self.scopes[-1][1], WEIGHTED)
         key = (self.scope, 0 if is_layer else id(weight))
         if key in self._claimed:
-            raise RewriteError(
-                f"{self.place()}: is called more than once, but each call needs its own grid; give each its own copy"
-            )
+            again = "is called more than once" if is_layer else "uses a weight that an earlier call has used"
+            raise RewriteError(f"{self.place()}: {again}, but each call needs its own grid; give each its own copy")
         self._claimed.add(key)
 
     def parameter(self, tensor: Tensor) -> nn.Parameter:

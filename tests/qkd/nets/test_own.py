@@ -23,6 +23,14 @@ def build(num_classes, in_channels=3, width=4):
     return nn.Sequential(block(in_channels, width), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
 
 
+class Pair(nn.Linear):
+    def __init__(self):
+        super().__init__(8, 5)
+
+    def forward(self, x):
+        return super().forward(x).mean((1, 2)), x
+
+
 class Fixed(nn.Module):
     def __init__(self):
         super().__init__()
@@ -81,6 +89,7 @@ def test_two_files_with_a_module_of_one_name_beside_them_do_not_meet(home: Path)
     ("name", "message"),
     [
         ("mynet.py:Fixed", r"must return logits \[batch, 5\] for 1 x 8x8 images, got \[2, 7\]"),
+        ("mynet.py:Pair", r"got a tuple; return one tensor in eval\(\)"),
         ("mynet.py:broken", "failed: RuntimeError: no such luck"),
         ("mynet.py:words", "returns str, not a torch.nn.Module"),
         ("mynet.py:number", "has type int, but must be a function or class"),

@@ -398,7 +398,7 @@ def test_many_spoiled_files(tmp_path: Path, random_net: Nets) -> None:
     check_spoiled_files(range(50, 80), 30, tmp_path, random_net, {})
 
 
-def test_a_profile_is_json_whatever_layers_are_called(random_net: Nets, make_session: Session, claimed: Claimed) -> None:
+def test_a_profile_is_json_whatever_the_names(random_net: Nets, make_session: Session, claimed: Claimed) -> None:
     for seed in range(30):
         model, size = onnx.load_model_from_string((net := random_net(seed))[0]), net[1]
         for node in model.graph.node:

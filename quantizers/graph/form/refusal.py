@@ -88,6 +88,10 @@ def failure(where: str, error: Exception, root: nn.Module, rank: int = 4) -> str
         scripts = (path for path, module in root.named_modules() if isinstance(module, torch.jit.ScriptModule))
         where = next(scripts, "") or where
         return f"{where}: runs in TorchScript, which cannot be recorded; pass the Python modules it was created from"
+    if "doesn't have storage" in reason:
+        return (
+            f"{where}: runs under a transform of torch.func (grad, jvp), which cannot be recorded; compute without it"
+        )
     mode, hint = " in train()" if root.training else "", ""
     if root.training:
         hint = "; it runs in eval(): give images of the size it trains on, or switch auxiliary heads off"

@@ -32,7 +32,7 @@ _LEAVING = {
         name: getattr(Tensor, name)
         for name in (
             "numpy", "__array__", "__dlpack__", "__deepcopy__", "__reduce__", "__reduce_ex__", "data_ptr", "storage",
-            "untyped_storage", "_typed_storage", "share_memory_",
+            "untyped_storage", "_typed_storage", "share_memory_", "apply_", "map_", "map2_",
         )
     },
     "__cuda_array_interface__": Tensor.__cuda_array_interface__.__get__,

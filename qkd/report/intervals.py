@@ -27,9 +27,11 @@ def unpack_answers(text: str, images: int) -> npt.NDArray[np.bool_] | None:
 def paired_difference(ours: npt.NDArray[np.bool_], theirs: npt.NDArray[np.bool_]) -> dict[str, float]:
     r"""Return how much more accurate one net is than another on the same images.
 
-    .. math:: d = (b - c) / n, \quad \pm z \sqrt{b + c - (b - c)^2 / n} / n
+    .. math:: d = (b - c) / n, \quad \pm z \sqrt{b + c + 1 - (b - c)^2 / (n + 2)} / (n + 2)
 
-    with :math:`b` images that only the first gets right, and :math:`c` that only the second gets right.
+    with :math:`b` images that only the first gets right, and :math:`c` that only the second gets right. The half width
+    is that of half an image more in each of the four cells: without it, two nets that differ on few images, or on none,
+    would seem to be known exactly.
 
     Args:
         ours: Which images the first gets right.
@@ -39,12 +41,11 @@ def paired_difference(ours: npt.NDArray[np.bool_], theirs: npt.NDArray[np.bool_]
         ``value`` and ``half_width`` (95 %) as fractions, and both counts.
 
     References:
-        Agresti, Categorical Data Analysis, 2002, section 10.1.
+        Agresti, Min, Simple improved confidence intervals for comparing matched proportions, 2005.
     """
     only_ours, only_theirs = int((ours & ~theirs).sum()), int((~ours & theirs).sum())
     count, apart = len(ours), only_ours - only_theirs
-    spread = max(0.0, only_ours + only_theirs - apart * apart / count)
-    half = NORMAL_95 * float(np.sqrt(spread)) / count
+    half = NORMAL_95 * math.sqrt(only_ours + only_theirs + 1 - apart * apart / (count + 2)) / (count + 2)
     return {"value": apart / count, "half_width": half, "only_student": only_ours, "only_teacher": only_theirs}
 
 

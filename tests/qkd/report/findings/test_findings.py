@@ -75,8 +75,25 @@ def test_a_paired_difference_is_that_of_the_formula() -> None:
     found = paired_difference(ours, theirs)
     assert (found["only_student"], found["only_teacher"]) == (10, 18)
     assert found["value"] == pytest.approx(-0.08)
-    assert found["half_width"] == pytest.approx(1.959964 * np.sqrt(28 - 64 / 100) / 100)
-    assert paired_difference(ours, ours)["half_width"] == 0
+    assert found["half_width"] == pytest.approx(1.959964 * np.sqrt(29 - 64 / 102) / 102)
+    assert paired_difference(ours, ours)["half_width"] == pytest.approx(1.959964 / 102), "equal here is not equal"
+
+
+def test_few_images_that_differ_are_no_difference() -> None:
+    """Four that only one net gets right: an exact test gives p = 0.125. Nets alike are told apart one time in twenty."""
+    ours = np.ones(359, bool)
+    theirs = ours.copy()
+    theirs[:4] = False
+    found = paired_difference(ours, theirs)
+    assert found["half_width"] > found["value"] == pytest.approx(4 / 359)
+    draws = np.random.default_rng(0)
+    claims = 0
+    for _ in range(2000):
+        differ = draws.random(359) < 0.02
+        first = np.where(differ, draws.random(359) < 0.5, True)
+        found = paired_difference(first, np.where(differ, ~first, True))
+        claims += abs(found["value"]) > found["half_width"]
+    assert claims / 2000 < 0.05
 
 
 def test_answers_are_packed_and_read_back() -> None:
@@ -121,7 +138,7 @@ def test_runs_are_compared_image_by_image(tmp_path: Path, capsys: pytest.Capture
         "better": "better", "noise": "within noise", "other": "not comparable: other test images",
     }  # fmt: skip
     assert accuracy["better"].is_paired and accuracy["better"].difference == pytest.approx(0.125)
-    half = 1.959964 * np.sqrt(10 - 100 / 80) / 80
+    half = 1.959964 * np.sqrt(11 - 100 / 82) / 82
     assert accuracy["better"].interval == pytest.approx((0.125 - half, 0.125 + half))
     assert accuracy["other"].difference is None and accuracy["other"].interval is None
     latency = {(one.run, one.figure): one.verdict for one in table.differences if one.figure.startswith("latency")}

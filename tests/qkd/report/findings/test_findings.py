@@ -80,7 +80,7 @@ def test_a_paired_difference_is_that_of_the_formula() -> None:
 
 
 def test_few_images_that_differ_are_no_difference() -> None:
-    """Four that only one net gets right: an exact test gives p = 0.125. Nets alike are told apart one time in twenty."""
+    """Four that only one net gets right: an exact test gives p = 0.125. Nets alike are told apart once in twenty."""
     ours = np.ones(359, bool)
     theirs = ours.copy()
     theirs[:4] = False

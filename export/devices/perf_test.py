@@ -235,7 +235,9 @@ def _input_shape(name: str, content: Content) -> list[int]:
     model = (
         onnx.load_from_string(content) if isinstance(content, bytes) else onnx.load(content, load_external_data=False)
     )
-    sizes = [size.dim_value or 1 for size in model.graph.input[0].type.tensor_type.shape.dim]
+    constants = {tensor.name for tensor in model.graph.initializer}  # old files list them among the inputs
+    image = next((entry for entry in model.graph.input if entry.name not in constants), None)
+    sizes = [] if image is None else [size.dim_value or 1 for size in image.type.tensor_type.shape.dim]
     if sizes and sizes[0] != 1:
         raise ValueError(f"{name}: its batch is fixed at {sizes[0]}, but onnxruntime_perf_test is to measure one image")
     return sizes

@@ -18,6 +18,8 @@ from qkd.config.borrowed import borrowed_run, form_faults, has_config, with_borr
 from qkd.config.data import DataConfig
 from qkd.config.experiment import RunConfig
 from qkd.config.filling import filled
+from qkd.config.methods import idle_faults
+from qkd.config.recipes.table import without_recipe
 from qkd.failures import MOST_FAULTS, first_of
 from qkd.failures import ConfigError as ConfigError
 from qkd.files.user_paths import user_path
@@ -28,6 +30,7 @@ from qkd.moved import in_new_spelling
 from qkd.nets.own.copies import resolved_nets
 
 Bound = TypeVar("Bound", bound=BaseModel)
+OF_RECIPES = ("student.recipe", "student.quant")  # keys on which it depends what a recipe sets
 Check: TypeAlias = Callable[[Mapping[str, Any]], Iterable[Fault]]
 """A further check of the raw data; yields a :data:`~qkd.config.bind_faults.Fault` for each problem."""
 
@@ -114,6 +117,8 @@ def bind(data: Mapping[str, Any], *, checks: Iterable[Check] = (), is_stored: bo
         faults += schema_faults(error, data, RunConfig)
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError([f"config: holds a value that is not plain data: {error}"]) from error
+    if config is not None and not is_stored:
+        faults += idle_faults(config)
     faults += plain_faults(data)
     if len(faults) <= MOST_FAULTS:  # otherwise, fix these before looking for files
         faults += [fault for check in checks for fault in check(data)]
@@ -175,10 +180,13 @@ def load_config(name: str | Path, overrides: Iterable[str] = (), *, checks: Iter
     """
     path, overrides = find_config(str(name)), list(overrides)
     data = resolved_nets(in_new_spelling(read_config(path)), path.parent)
+    is_stored = _is_of_a_run(path)
+    if is_stored and any(text.startswith(OF_RECIPES) for text in overrides) and isinstance(data.get("student"), dict):
+        data, is_stored = {**data, "student": without_recipe(data["student"])}, False
     data = {"name": name_of(path), **apply_overrides(data, overrides)}
     overridden = [text.partition("=")[0] for text in overrides]
     whole = _with_teacher(resolved_nets(data, Path()), shown_line(str(path)), overridden)
-    config = bind(whole, checks=checks, is_stored=_is_of_a_run(path))
+    config = bind(whole, checks=checks, is_stored=is_stored)
     _require_same_form(config)
     return config
 
@@ -203,7 +211,12 @@ def _with_teacher(data: dict[str, Any], file: str, overridden: Sequence[str]) ->
 
 
 def _is_of_a_run(path: Path) -> bool:
-    return path.name == "config.yaml" and (path.parent / "environment.json").is_file()
+    """Return whether a config is one that a run stores, beside what it was started with."""
+    try:
+        beside = json.loads((path.parent / "environment.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return path.name == "config.yaml" and isinstance(beside, dict) and "packages" in beside
 
 
 def _require_same_form(config: RunConfig) -> None:

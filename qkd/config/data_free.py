@@ -66,7 +66,7 @@ _READ_BY: Mapping[str, tuple[str, ...]] = {  # key -> families that read it
 }
 # Of a family that reads a key, the methods that do: the others invert images themselves, not a generator's latents.
 _GENERATING = ("cmi", "cmi_adversarial", "fast_dfkd")
-_OF_METHODS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+OF_METHODS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     POOL: {"latent": _GENERATING, "width": _GENERATING, "beta": ("zskd",), "compat": ("zskd",)},
     GROWING: {"latent": _GENERATING, "width": _GENERATING},
 }
@@ -200,11 +200,9 @@ class DataFreeConfig(Section):
         changes = {**few, "batch_size": min(self.batch_size, 4), "train": short}
         if self.method in WARMED_UP:
             changes["warmup_steps"] = min(self.warmed_up, 2)
-        return self.model_copy(update={key: value for key, value in changes.items() if self._reads(key)})
-
-    def _reads(self, key: str) -> bool:
-        methods = _OF_METHODS.get(self.family, {}).get(key, (self.method,))
-        return self.family in _READ_BY.get(key, (self.family,)) and self.method in methods
+        return self.model_copy(
+            update={key: value for key, value in changes.items() if self.family in _READ_BY.get(key, (self.family,))}
+        )
 
     @model_serializer(mode="wrap")
     def _without_unused(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -228,8 +226,8 @@ class DataFreeConfig(Section):
         fields = type(self).model_fields
         unread = [
             key
-            for key in _READ_BY
-            if not self._reads(key) and getattr(self, key) != fields[key].get_default(call_default_factory=True)
+            for key, families in _READ_BY.items()
+            if self.family not in families and getattr(self, key) != fields[key].get_default(call_default_factory=True)
         ]
         if unread:
             raise ValueError(f"method `{self.method}` ({self.family}) does not read {', '.join(map(repr, unread))}")

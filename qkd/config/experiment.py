@@ -81,8 +81,6 @@ class TeacherConfig(Section):
             raise ValueError(
                 "`members` above 1 needs `train` and no `weights`: each member starts from its own weights"
             )
-        if self.members == 1 and (self.ensemble != "probability" or self.ensemble_temperature != 1):
-            raise ValueError("`ensemble` and `ensemble_temperature` are for `members` above 1, got 1")
         return self
 
     @model_validator(mode="after")

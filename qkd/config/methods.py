@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from qkd.config.data_free import OF_METHODS
 from qkd.config.sections import Bits, Epochs, NonNegative, Positive, Section, without_defaults
 from qkd.config.training import PhaseConfig, QuantConfig, TermConfig, TrainConfig
 
 if TYPE_CHECKING:
+    from qkd.config.bind_faults import Fault
     from qkd.config.experiment import RunConfig, StudentConfig, TeacherConfig
 
 STEPS = ("rotations", "peers", "adaptation", "method")  # keys of a student that define the training step
@@ -246,31 +249,12 @@ def _float_agent_faults(student: StudentConfig) -> list[str]:
     return faults
 
 
-MOST_BITS = 4  # of weights that the rules act on, as in quantizers.recipes.codes; a test keeps them equal
-
-
 def _rule_faults(student: StudentConfig) -> list[str]:
-    rules, quant, faults = student.low_bit, student.quant, []
-    widths = (
-        quant.weight_bits,
-        quant.first_bits,
-        quant.last_bits,
-        *(one.get("weight_bits") for one in quant.overrides.values()),
-    )
-    idle = [key for key in ("dampening", "oscillation_thresholds", "transition_rate") if getattr(rules, key)]
-    if idle and min(width for width in widths if width is not None) > MOST_BITS:
-        faults.append(
-            f"`low_bit.{idle[0]}` acts on weights of at most {MOST_BITS} bits, but `quant` has none; leave it out"
-        )
+    rules, faults = student.low_bit, []
     if rules.places_weights and student.quant.weight_quantizer == "dorefa":
         faults.append(
             "`low_bit.dampening` and `low_bit.oscillation_thresholds` need `quant.weight_quantizer` lsq or stats, got "
             "dorefa, whose codes have no fixed positions among the weights"
-        )
-    if rules.oscillation_thresholds is not None and student.quant.weight_quantizer == "stats":
-        faults.append(
-            "`low_bit.oscillation_thresholds` needs `quant.weight_quantizer: lsq`, got stats: its step size follows "
-            "the weights, so that each freeze would move it, and with it all frozen weights"
         )
     if rules.reestimate_batches and student.bn == "frozen_teacher":
         faults.append("`low_bit.reestimate_batches` needs `bn: train`: with frozen_teacher, the teacher's are kept")
@@ -356,3 +340,51 @@ def data_free_faults(config: RunConfig) -> list[str]:
         "bench.int8_baseline: cannot be used with data_free: it calibrates on real images": config.bench.int8_baseline,
     }
     return [fault for fault, is_there in wrong.items() if is_there]
+
+
+MOST_BITS = 4  # of weights that the rules act on, as in quantizers.recipes.codes; a test keeps them equal
+RULES = ("dampening", "oscillation_thresholds", "transition_rate")
+
+
+def idle_faults(config: RunConfig) -> Iterator[Fault]:
+    """Yield each key of a new config that has no effect beside the others, or a harmful one.
+
+    They were accepted before, so that a run's own config may have them, and is still read.
+
+    Args:
+        config: Valid otherwise.
+    """
+    teacher, student = config.teacher, config.student
+    if teacher.members == 1 and (teacher.ensemble != "probability" or teacher.ensemble_temperature != 1):
+        yield ("teacher",), "`ensemble` and `ensemble_temperature` are for `members` above 1, got 1"
+    yield from _idle_rules(student)
+    if student.data_free is not None:
+        own, fields = student.data_free, type(student.data_free).model_fields
+        for key, methods in OF_METHODS.get(own.family, {}).items():
+            if own.method not in methods and getattr(own, key) != fields[key].get_default():
+                yield ("student", "data_free"), f"method `{own.method}` does not read {key!r}; leave it out"
+
+
+def _idle_rules(student: StudentConfig) -> Iterator[Fault]:
+    rules, where = student.low_bit, ("student", "low_bit")
+    idle = [key for key in RULES if getattr(rules, key)]
+    if idle and _fewest_bits(student) > MOST_BITS:
+        yield (
+            where,
+            f"`{idle[0]}` acts on weights of at most {MOST_BITS} bits, but the student has none; leave it out",
+        )
+    elif rules.oscillation_thresholds is not None and student.quant.weight_quantizer == "stats":
+        yield (
+            where,
+            "`oscillation_thresholds` needs `quant.weight_quantizer: lsq`, got stats: its step size follows the "
+            "weights, so that each freeze would move it, and with it all frozen weights",
+        )
+
+
+def _fewest_bits(student: StudentConfig) -> int:
+    """Return the fewest bits of a weight, also on the way to the student's own widths."""
+    quant = student.quant
+    own = (quant.weight_bits, quant.first_bits, quant.last_bits)
+    others = (one.get("weight_bits") for one in quant.overrides.values())
+    widths = (one.weight_bits for one in student.widths)
+    return min(bits for bits in (*own, *others, *widths) if bits is not None)

@@ -85,6 +85,31 @@ def with_recipe(student: Mapping[str, Any]) -> Mapping[str, Any]:
     return result
 
 
+def without_recipe(student: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a stored student's raw section without the keys that have the values of its recipe, to set them again.
+
+    Another recipe, or other widths, set other values; what a person has chosen stays.
+
+    Args:
+        student: With every key, as a run stores it.
+    """
+    recipe, quant = student.get("recipe"), student.get("quant")
+    if not isinstance(recipe, str) or recipe not in RECIPES or not isinstance(quant, Mapping):
+        return student
+    values = {setting.path: setting.value for setting in settings_for(recipe, quant.get("weight_bits"))}
+    result = dict(student)
+    for path in {setting.path: None for setting in RECIPES[recipe]}:
+        section, _, key = path.rpartition(".")
+        held = result.get(section) if section else result
+        if not isinstance(held, Mapping) or key not in held:
+            continue
+        is_default = not held[key]  # null, false or 0: what the schema has where no recipe sets the key
+        if held[key] == values.get(path) or (is_default and path not in values):
+            kept = {name: value for name, value in held.items() if name != key}
+            result = {**result, section: kept} if section else kept
+    return result
+
+
 def settings_for(recipe: str, bits: object) -> tuple[Setting, ...]:
     """Return what a recipe sets for a weight bit width.
 

@@ -199,6 +199,22 @@ LISTS = {
 }  # fmt: skip
 
 
+IDLE = {
+    "student.data_free={method: deep_inversion, latent: 5}": "student.data_free: method `deep_inversion` does not read",
+    "student.data_free={method: adaptive_inversion, width: 8}": "student.data_free: method `adaptive_inversion` does",
+    "student.data_free={method: cmi, beta: [1.0]}": "student.data_free: method `cmi` does not read 'beta'",
+    "teacher.ensemble=logit": "teacher: `ensemble` and `ensemble_temperature` are for `members` above 1",
+}
+
+
+@pytest.mark.parametrize("change", IDLE)
+def test_keys_without_effect_are_faults(change: str) -> None:
+    agent = ["student.agent.policy=none"] if "data_free" in change else []
+    assert any(
+        line.startswith(f"config.{IDLE[change]}") for line in faults_of(apply_overrides(small(), [change, *agent]))
+    )
+
+
 @pytest.mark.parametrize("change", LISTS)
 def test_lists_keys_and_multiples_are_told_in_our_words(change: str) -> None:
     found = faults_of(apply_overrides(small(), [change]))

@@ -16,6 +16,7 @@ from qkd.config.methods import MOST_BITS
 from qkd.config.recipes.table import RECIPES, settings_for
 from qkd.config.training import DEFAULT_TERMS
 from qkd.failures import ConfigError
+from qkd.roles.stored import stored_config
 from quantizers.recipes.codes import MOST_VALUES
 
 
@@ -118,10 +119,10 @@ FAULTS = {
     "a place for codes": (
         {"quant": {"weight_quantizer": "dorefa"}, "low_bit": {"dampening": 1e-3}}, "lsq or stats, got"
     ),
-    "no low bits": ({"low_bit": {"dampening": 1e-3}, "quant": {"weight_bits": 8}}, "of at most 4 bits, but `quant`"),
+    "no low bits": ({"low_bit": {"dampening": 1e-3}, "quant": {"weight_bits": 8}}, "at most 4 bits, but the student"),
     "a step that follows": (
         {"quant": {"weight_quantizer": "stats"}, "low_bit": {"oscillation_thresholds": [0.04, 0.01]}},
-        "`low_bit.oscillation_thresholds` needs `quant.weight_quantizer: lsq`, got stats",
+        "`oscillation_thresholds` needs `quant.weight_quantizer: lsq`, got stats",
     ),
     "statistics that stay": ({"bn": "frozen_teacher", "low_bit": {"reestimate_batches": 5}}, "needs `bn: train`"),
     "a rate without a say": ({"bn": "frozen_teacher", "low_bit": {"transition_rate": 0.01}}, "at the schedule's rate"),
@@ -152,19 +153,60 @@ def test_what_does_not_go_together_is_a_fault(name: str) -> None:
         bound(student)
 
 
+def written(folder: Path, stored: Mapping[str, Any]) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(dict(stored)))
+    (folder / "environment.json").write_text('{"packages": {}}')
+    return folder / "config.yaml"
+
+
 def test_a_run_of_before_a_key_of_its_recipe_is_opened_as_it_was_made(tmp_path: Path) -> None:
     """Its config has every key of its time; a recipe that sets one more today is not what the run followed."""
     stored = bound({"recipe": "default"}).model_dump(mode="json")
     assert stored["student"]["low_bit"].pop("step_size_bound") == 0.1
-    (tmp_path / "run").mkdir()
-    for name, text in (("config.yaml", yaml.safe_dump(stored)), ("environment.json", "{}")):
-        (tmp_path / "run" / name).write_text(text)
-    low_bit = load_config(tmp_path / "run" / "config.yaml").student.low_bit
+    low_bit = load_config(written(tmp_path / "run", stored)).student.low_bit
     assert low_bit.step_size_bound is None and low_bit.transition_rate == 0.005
-    (tmp_path / "run" / "environment.json").unlink()
-    assert load_config(tmp_path / "run" / "config.yaml").student.low_bit.step_size_bound == 0.1
+    for content in (None, "{}", "[", '["packages"]'):  # a person's own file of that name is no run's
+        (tmp_path / "run" / "environment.json").unlink(missing_ok=True)
+        if content is not None:
+            (tmp_path / "run" / "environment.json").write_text(content)
+        assert load_config(tmp_path / "run" / "config.yaml").student.low_bit.step_size_bound == 0.1
+
+
+def test_other_widths_and_recipes_beside_a_run_set_what_they_set(tmp_path: Path) -> None:
+    """A run stores what its recipe has set; for another run of other widths, the recipe decides again."""
+    path = written(
+        tmp_path / "run", bound({"recipe": "default", "low_bit": {"dampening": 0.1}}).model_dump(mode="json")
+    )
+    four = load_config(path, ["name=other", "student.quant.weight_bits=4"]).student.low_bit
+    assert (four.transition_rate, four.decay_by_bits, four.step_size_bound, four.dampening) == (None, False, 0.1, 0.1)
+    eight = load_config(
+        path, ["name=other", "student.quant.weight_bits=8", "student.low_bit.dampening=0"]
+    ).student.low_bit
+    assert (eight.transition_rate, eight.step_size_bound, eight.reestimate_batches) == (None, None, 50)
+    two = load_config(
+        written(tmp_path / "four", bound({"recipe": "default"}, bits=4).model_dump(mode="json")),
+        ["student.quant.weight_bits=2"],
+    )
+    assert two.student.low_bit.transition_rate == 0.005
+    plain = written(tmp_path / "plain", bound({}).model_dump(mode="json"))
+    with_recipe = load_config(plain, ["name=y", "student.recipe=default"]).student
+    assert with_recipe.low_bit.transition_rate == 0.005
+    assert load_config(plain).student.low_bit == LowBitConfig()
+
+
+def test_what_is_refused_of_new_configs_can_still_be_read(tmp_path: Path) -> None:
+    stored = bound({"low_bit": {"oscillation_thresholds": [0.04, 0.01]}}).model_dump(mode="json")
+    stored["student"]["quant"]["weight_quantizer"] = "stats"
+    path = written(tmp_path / "run", stored)
+    assert load_config(path).student.low_bit.oscillation_thresholds == (0.04, 0.01)
+    assert stored_config(path.parent).student.quant.weight_quantizer == "stats"
+    with pytest.raises(ConfigError, match="needs `quant.weight_quantizer: lsq`"):
+        bind(stored)
 
 
 def test_the_widths_that_rules_act_on_are_those_of_the_quantizers() -> None:
     assert 2**MOST_BITS == MOST_VALUES
+    way = [{"weight_bits": 4, "act_bits": 4, "epochs": 1}]
+    bound({"low_bit": {"dampening": 1e-3}, "quant": {"weight_bits": 8}, "widths": way})
     bound({"low_bit": {"dampening": 1e-3}, "quant": {"weight_bits": 8, "overrides": {"conv1": {"weight_bits": 4}}}})

@@ -242,9 +242,6 @@ def test_a_histogram_of_classes() -> None:
     [
         ({"method": "noise", "lr": 0.5}, "`noise` .noise. does not read 'lr'"),
         ({"method": "rdskd", "pool_images": 5}, "does not read 'pool_images'"),
-        ({"method": "deep_inversion", "latent": 5}, "does not read 'latent'"),
-        ({"method": "adaptive_inversion", "width": 8}, "does not read 'width'"),
-        ({"method": "cmi", "beta": (1.0,)}, "does not read 'beta'"),
         ({"method": "zskd", "beta": ()}, "beta"),
         ({"method": "dfad", "batch_size": 5}, "does not read 'batch_size'"),
         ({"method": "gdfq", "groups": 2}, "`groups` is for method `generative`"),

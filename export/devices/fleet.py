@@ -14,6 +14,8 @@ from export.devices.measuring import PartlyMeasuredError, Settings, check_files,
 from export.devices.report import LatencyReport
 from export.sample import Sample
 
+SSH_PORT = 22  # where an address names none
+
 
 @dataclass(frozen=True)
 class DeviceResult:
@@ -103,7 +105,8 @@ def _by_place(devices: Sequence[Device]) -> list[list[Device]]:
     places: dict[tuple[str, str, int | None], list[Device]] = {}
     for device in devices:
         host = device.target.rpartition("@")[2].lower()
-        places.setdefault((device.scheme, host, device.port), []).append(device)
+        port = device.port or (SSH_PORT if device.scheme == "ssh" else None)
+        places.setdefault((device.scheme, host, port), []).append(device)
     return list(places.values())
 
 

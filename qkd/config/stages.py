@@ -108,12 +108,14 @@ class FederatedConfig(Section):
         description="how a client sends low-bit weights: float: as shadow weights; codes: as codes and "
         "scales, which the server dequantizes and averages",
     )
-    optimizer: Optimizer = Field("sgd", description="the clients' optimizer, new in each round; sgd has momentum")
+    optimizer: Optimizer = Field(
+        "sgd", description="the clients' optimizer, new in each round; sgd has Nesterov momentum"
+    )
     lr: Positive = Field(0.01, description="learning rate of clients in the first round")
     lr_decay: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="factor on the clients' learning rate per round"
     )
-    momentum: Fraction = Field(0.9, description="momentum, for sgd only")
+    momentum: Fraction = Field(0.9, description="Nesterov momentum, for sgd only")
     weight_decay: NonNegative = Field(0.0, description="weight decay of weights with at least two dimensions")
     scale_lr_factor: Positive = Field(1.0, description="learning rate of quantizer scales, as a factor of lr")
     clip_grad_norm: Positive | None = Field(None, description="largest gradient norm of a step")

@@ -31,7 +31,7 @@ class TrainConfig(Section):
     epochs: Epochs = Field(30, description="passes over the training images")
     optimizer: Optimizer = Field("sgd", description="optimizer; sgd has Nesterov momentum")
     lr: Positive = Field(0.1, description="peak learning rate")
-    momentum: Fraction = Field(0.9, description="momentum, for sgd only")
+    momentum: Fraction = Field(0.9, description="Nesterov momentum, for sgd only")
     weight_decay: NonNegative = Field(
         5e-4, description="weight decay of weights with at least two dimensions, not of biases, norms or scales"
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qkd.foreign.shown import shown_line
-from qkd.predicting.predict import Model, classify
+from qkd.predicting.predict import InputError, Model, classify
 
 
 @dataclass(frozen=True)
@@ -18,14 +18,16 @@ class Answers:
     Args:
         model: The file.
         images: For each image ``image`` and ``predictions`` (``class``, ``label``, ``probability``), likeliest first.
+        unread: What is wrong with each image that could not be read.
     """
 
     model: str
     images: Sequence[Mapping[str, Any]]
+    unread: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return them as plain data; probabilities are fractions."""
-        return {"model": self.model, "images": list(self.images)}
+        return {"model": self.model, "images": list(self.images), "unread": list(self.unread)}
 
     def to_text(self) -> str:
         """Return a block of lines for each image."""
@@ -34,7 +36,7 @@ class Answers:
             lines.append(shown_line(entry["image"]))
             for one in entry["predictions"]:
                 lines.append(f"  {100 * one['probability']:6.2f} %  {shown_line(one['class'])}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"not read: {shown_line(text, 400)}" for text in self.unread)])
 
 
 def answer(path: Path, images: Sequence[str], *, top: int) -> Answers:
@@ -46,6 +48,10 @@ def answer(path: Path, images: Sequence[str], *, top: int) -> Answers:
         top: Classes per image.
 
     Raises:
-        qkd.predicting.predict.InputError: If the file or an image cannot be used.
+        qkd.predicting.predict.InputError: If the file cannot be used, or no image can be read.
     """
-    return Answers(str(path), classify(Model(str(path)), images, top))
+    unread: list[str] = []
+    found = classify(Model(str(path)), images, top, unread)
+    if not found and unread:
+        raise InputError(unread[0])
+    return Answers(str(path), found, unread)

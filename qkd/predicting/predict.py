@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow's names; what the toolkit trains on
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # of Pillow: at most 8 bits per channel
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".npy", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")  # in a folder
 MOST_PIXELS = 89478485  # per image, before and after resizing
 GRAY, COLOR = "L", "RGB"
@@ -182,10 +183,15 @@ def from_array(array: Any, facts: dict[str, Any], path: str = "the array") -> np
     found = f"{kind} {shape}"
     if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or not 2 <= array.ndim <= 4 or not array.size:
         raise InputError(f"{path}: needs uint8 pixels [height, width], with channels, or a batch; found {found}")
-    if array.ndim == 4 and array.shape[1] == channels and array.shape[2:] == (height, width):
+    if array.ndim == 4 and array.shape[1] in (1, 3) and array.shape[3] not in (1, 3):
         array = array.transpose(0, 2, 3, 1)
     elif array.ndim == 2:
         array = array[None, :, :, None]
+    elif array.ndim == 3 and (array.shape[2] in (2, 4) or (array.shape[0] in (1, 3) and array.shape[2] not in (1, 3))):
+        raise InputError(
+            f"{path}: {found} may be one image or several gray ones; give four axes: [images, height, width, channels] "
+            "or [images, channels, height, width], with 1 or 3 channels"
+        )
     elif array.ndim == 3:
         array = array[None] if array.shape[2] in (1, 3) and array.shape[1] != 3 else array[..., None]
     if array.shape[3] == 1 and channels == 3:
@@ -212,7 +218,8 @@ def open_image(path: str) -> Any:
     """Return an image file, opened by Pillow.
 
     Raises:
-        InputError: If Pillow is missing, or the file is not an image in one of ``FORMATS``, or is too large.
+        InputError: If Pillow is missing, or the file is not an image in one of ``FORMATS``, is too large, or has more
+            than 8 bits per channel.
     """
     try:
         from PIL import Image
@@ -222,6 +229,11 @@ def open_image(path: str) -> Any:
         image = Image.open(path, formats=FORMATS)
         if image.size[0] * image.size[1] > MOST_PIXELS:
             raise InputError(f"{path}: {image.size[0]}x{image.size[1]} is more than {MOST_PIXELS} pixels")
+        if image.mode not in MODES:  # Pillow would clip 16 bits to white
+            image.close()
+            raise InputError(
+                f"{path}: its pixels have mode {image.mode!r}, not 8 bits per channel; convert it to 8-bit gray or RGB"
+            )
         image.load()
     except InputError:
         raise
@@ -308,20 +320,30 @@ def files_of(path: str) -> list[str]:
     return files
 
 
-def classify(model: Model, paths: Sequence[str], top: int = TOP) -> list[dict[str, Any]]:
+def classify(
+    model: Model, paths: Sequence[str], top: int = TOP, unread: list[str] | None = None
+) -> list[dict[str, Any]]:
     """Return the most likely classes of each image with their probabilities.
 
     Args:
         model: The exported file.
         paths: Image files, folders of them, and .npy files of one or more images.
         top: How many classes per image.
+        unread: Takes what is wrong with each image that cannot be read; the others are classified. If omitted, the
+            first such image is an error.
 
     Raises:
         InputError: If an image cannot be read.
     """
     found = []
     for path in [file for one in paths for file in files_of(one)]:
-        probabilities = model.probabilities(read_image(path, model.facts))
+        try:
+            probabilities = model.probabilities(read_image(path, model.facts))
+        except InputError as error:
+            if unread is None:
+                raise
+            unread.append(str(error))
+            continue
         for index, row in enumerate(probabilities):
             best = np.argsort(-row, kind="stable")[:top]
             name = path if len(probabilities) == 1 else f"{path}[{index}]"
@@ -345,19 +367,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--top", type=int, default=TOP, metavar="N", help=f"classes per image ({TOP})")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     args = parser.parse_args(arguments)
+    unread: list[str] = []
     try:
-        found = classify(Model(args.model), args.images, max(1, args.top))
+        found = classify(Model(args.model), args.images, max(1, args.top), unread)
     except (InputError, ImportError) as error:
         print(f"predict: {printable(str(error))}", file=sys.stderr)
         return 2
+    for text in unread:
+        print(f"predict: {printable(text)}", file=sys.stderr)
     if args.json:
         print(json.dumps(found, indent=2))
-        return 0
+        return 2 if unread else 0
     for entry in found:
         print(printable(entry["image"]))
         for one in entry["predictions"]:
             print(f"  {100 * one['probability']:6.2f} %  {printable(one['class'])}")
-    return 0
+    return 2 if unread else 0
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -49,6 +52,7 @@ class Score:
         right: How many of them were classified correctly.
         classes: Names.
         confusion: Class -> predicted class -> images.
+        notes: What makes the figures doubtful.
     """
 
     model: str
@@ -57,6 +61,7 @@ class Score:
     right: int
     classes: tuple[str, ...]
     confusion: tuple[tuple[int, ...], ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def accuracy(self) -> float:
@@ -73,7 +78,7 @@ class Score:
         head = f"{self.model} on {self.data}: {percent(self.accuracy)} ({self.right} of {self.images}; 95 % {interval})"
         rows = [["class", "images", "accuracy", "mostly taken for"], *self._rows()]
         more = [f"and {len(rows) - 1 - MOST_ROWS} more classes (--json has all)"] if len(rows) - 1 > MOST_ROWS else []
-        return "\n".join([head, align(rows[: MOST_ROWS + 1]), *more])
+        return "\n".join([head, align(rows[: MOST_ROWS + 1]), *more, *(f"note: {note}" for note in self.notes)])
 
     def _rows(self) -> list[list[str]]:
         rows = []
@@ -113,7 +118,33 @@ def score_file(path: Path, data: str) -> Score:
         np.add.at(confusion, (labels, scores.argmax(1)), 1)
     rows = tuple(tuple(int(count) for count in row) for row in confusion)
     names = tuple(model.classes) or found.classes
-    return Score(str(path), data, int(confusion.sum()), int(np.trace(confusion)), names, rows)
+    return Score(str(path), data, int(confusion.sum()), int(np.trace(confusion)), names, rows, _notes(path, data))
+
+
+def _notes(path: Path, data: str) -> tuple[str, ...]:
+    """Return a note if the images are of the set that the file's own run was trained on, but not its test set."""
+    from qkd.config.binding import load_config
+    from qkd.roles.stored import stored_config
+
+    run, given = path.resolve().parent.parent, Path(data)
+    try:
+        own = stored_config(run).data
+        if own.path is None:
+            return ()
+        if given.is_dir() and not (given / "config.yaml").is_file():
+            is_whole = not any((given / part).exists() for part in (*PARTS, "test.npz"))
+            is_trained_on = is_whole and given.resolve() == Path(own.path).resolve()
+        else:
+            other = load_config(str(given / "config.yaml") if given.is_dir() else data).data
+            keys = ("name", "path", "test_fraction", "split_seed")
+            same = [getattr(own, key) == getattr(other, key) for key in keys]
+            is_trained_on = all(same[:2]) and not all(same[2:])
+    except (ValueError, OSError):  # no run's file, or no config
+        return ()
+    if not is_trained_on:
+        return ()
+    again = f"`qkd val {shlex.quote(str(run))} {shlex.quote(str(run))}`"
+    return (f"the student was trained on some of these images; {again} scores it on its test images alone",)
 
 
 def labeled_images(data: str, model: Model) -> LabeledImages:
@@ -186,7 +217,7 @@ def _of_archive(path: Path, model: Model) -> LabeledImages:
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as content:
             images, labels = content["images"], content["labels"]
-    except (ValueError, OSError, EOFError, KeyError, AttributeError) as error:
+    except (ValueError, OSError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise UsageError(f"{path}: needs arrays `images` and `labels` ({error})") from error
     most = len(model.classes) or None
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) != len(images) or not len(labels):

@@ -65,11 +65,6 @@ class Result(Accuracies):
         return self
 
 
-class _StudentResult(Result):
-    weight_bits: Count
-    act_bits: Count
-
-
 class _Exported(Record):
     path: str = ""
     sha256: str | None = None
@@ -302,7 +297,7 @@ def _shape_of(path: Path) -> Any:
         return _SearchCost if name.endswith(".cost.json") else dict[str, Any]
     if name.startswith("parity"):
         return _StudentParity if name == "parity.json" else _Parity
-    return _StudentResult if (folder, name) == ("student", "result.json") else _SHAPES.get(name, dict[str, Any])
+    return Result if (folder, name) == ("student", "result.json") else _SHAPES.get(name, dict[str, Any])
 
 
 def _check(where: str, value: object, shape: Any) -> None:

@@ -367,7 +367,8 @@ def _model(
 ) -> ModelRow:  # fmt: skip
     role = ROLES[key]
     if key == "student":
-        role += f" w{result['weight_bits']}a{result['act_bits']}"
+        is_float = result.get("weight_bits") is None  # a federated one can be
+        role += " float" if is_float else f" w{result['weight_bits']}a{result['act_bits']}"
     latency = latencies.get(key, {})
     return ModelRow(
         role=f"{role} {IS_TWIN}" if is_twin else role,

@@ -90,10 +90,13 @@ def keep_normalization(run: RunFolder, source: Path, theirs: RunConfig, *, is_sa
     if run.config.data.mean is not None and run.config.data.std is not None:
         return
     known = _normalization(source)
-    if known is None and not is_same_part:
-        splits = load_splits(theirs.data, seed=theirs.seed)
+    if known is None and not is_same_part:  # the images are the same, but may have moved since
+        part = {key: getattr(theirs.data, key) for key in ("val_fraction", "train_limit")}
+        splits = load_splits(run.config.data.model_copy(update=part), seed=theirs.seed)
         known = splits.mean, splits.std
-    if known is not None:
+    if known is None:
+        (run.path / NORMALIZATION).unlink(missing_ok=True)  # of a copy that was interrupted
+    else:
         run.folder("teacher")
         write_json(run.path / NORMALIZATION, {"mean": list(known[0]), "std": list(known[1])})
 

@@ -54,9 +54,9 @@ class FirstConfig:
         """Return what was found and written, and what to do next."""
         seen = [] if self.look is None else [self.look.to_text()]
         note = [f"weights: {self.note}"] if self.note else []
-        file = self.file.as_posix()
+        file = shlex.quote(self.file.as_posix())
         next_steps = f"next: qkd run {file} --dry-run   (two batches of everything), then: qkd run {file}"
-        return "\n".join([*seen, *note, f"wrote {file}", next_steps])
+        return "\n".join([*seen, *note, f"wrote {self.file.as_posix()}", next_steps])
 
 
 def first_config(

@@ -30,7 +30,7 @@ CROP = Fit()
 DIVISORS = (1, 2, 4, 8)  # of the sides; JPEG decoders have fast transforms for them
 Piece = Callable[[tuple[int, int]], tuple[int, int, int, int]]  # width, height -> left, top, width, height
 _GRAY_MODES = frozenset({"1", "L", "LA"})
-_COLOR_MODES = frozenset({"P", "RGB", "RGBA", "CMYK", "YCbCr"})
+_COLOR_MODES = frozenset({"P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from qkd.data.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
 VALIDATION = ("val", "valid", "validation")  # accepted names
 PARTS = ("train", "test", *VALIDATION)
@@ -30,6 +30,14 @@ class Layout:
     val: Path | None = None
 
 
+# Names that other programs give the parts, in any case -> what they are called here.
+NEAR = {
+    **dict.fromkeys(("train", "training", "trainset"), "train"),
+    **dict.fromkeys(("test", "testing", "testset", "eval", "evaluation"), "test"),
+    **dict.fromkeys((*VALIDATION, "dev", "development"), "val"),
+}
+
+
 def layout_of(folder: Path, is_hidden: Callable[[str], bool]) -> Layout:
     """Find the parts of a folder.
 
@@ -47,6 +55,7 @@ def layout_of(folder: Path, is_hidden: Callable[[str], bool]) -> Layout:
         raise DataError(f"{folder}: no such folder; needs train/<class>/*.png|jpg|... and test/<class>/... next to it")
     names = {child.name for child in folder.iterdir() if child.is_dir() and not is_hidden(child.name)}
     val = next((name for name in VALIDATION if name in names), None)
+    _refuse_near_names(folder, names, {"train", "test", str(val)})
     if "train" not in names:
         found = sorted(names & set(PARTS))
         if found and names <= set(PARTS):
@@ -58,3 +67,19 @@ def layout_of(folder: Path, is_hidden: Callable[[str], bool]) -> Layout:
     if "test" in names:
         return Layout(folder / "train", folder / "test", None if val is None else folder / val)
     return Layout(folder / "train", None if val is None else folder / val)
+
+
+def _refuse_near_names(folder: Path, names: Collection[str], used: Collection[str]) -> None:
+    """Raise if folders are named like parts, but not so that they are used: they would be classes, or be ignored.
+
+    Raises:
+        DataError: If so.
+    """
+    near = {name: NEAR[name.lower()] for name in sorted(names) if name.lower() in NEAR and name not in used}
+    is_set = "train" in names or (len(near) == len(names) and "train" in near.values())
+    if near and is_set:
+        name, part = next(iter(near.items()))
+        raise DataError(
+            f"{folder / name}: is named like a part of the set, but would not be used as one; rename it to {part}, or "
+            "move it out of the folder"
+        )

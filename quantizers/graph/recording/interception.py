@@ -12,6 +12,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from quantizers.graph.form.refusal import RewriteError
+
 
 class Listener(Protocol):
     """Observes calls."""
@@ -60,6 +62,20 @@ def unrecorded(method: Callable[..., Any]) -> Callable[..., Any]:
                 return method(self, *args, **kwargs)
         finally:
             self.paused = before
+
+    return wrapped
+
+
+def remembered(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a listener keep the first refusal of a method: the network may catch it and go another way."""
+
+    @functools.wraps(method)
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(self, *args, **kwargs)
+        except RewriteError as error:
+            self.refusal = self.refusal or error
+            raise
 
     return wrapped
 

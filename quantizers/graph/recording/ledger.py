@@ -27,6 +27,14 @@ def geometry(tensor: Tensor) -> Geometry:
     return int(start), tuple(tensor.shape), tuple(tensor.stride()), str(tensor.dtype)
 
 
+def memory_of(tensor: Tensor) -> int:
+    """Return the memory of a tensor, by its address: that of all tensors that share it."""
+    if tensor.layout != torch.strided or tensor.is_nested:
+        return id(tensor)
+    storage = tensor.untyped_storage()
+    return int(storage.data_ptr() or storage._cdata)
+
+
 @dataclass
 class Memory:
     """A piece of memory: how often it was written, and the node of all of it (None if it is constant)."""
@@ -72,13 +80,13 @@ class Ledger:
             self._parameters[geometry(parameter)] = parameter
             if parameter.requires_grad:
                 self._note(parameter, Constant(frozenset([name])))
-                self._learned[parameter.untyped_storage()._cdata] = name
+                self._learned[memory_of(parameter)] = name
 
     # -- constants -------------------------------------------------------------------------------------------------
 
     def constant(self, tensor: Tensor) -> Constant:
         """Return what is known about a tensor that does not depend on the images."""
-        return self._constants.get(tensor.untyped_storage()._cdata, (Constant(), tensor))[0]
+        return self._constants.get(memory_of(tensor), (Constant(), tensor))[0]
 
     def derive(self, sources: Iterable[Tensor], results: Iterable[Tensor], *, random: bool = False) -> None:
         """Note that constants were computed from others."""
@@ -90,7 +98,7 @@ class Ledger:
                 self._note(result, made)
 
     def _note(self, tensor: Tensor, constant: Constant) -> None:
-        self._constants[tensor.untyped_storage()._cdata] = (constant, tensor)
+        self._constants[memory_of(tensor)] = (constant, tensor)
 
     def parameter(self, tensor: Tensor) -> nn.Parameter:
         """Return the parameter that a tensor is, or a new one, which trains if it was computed from trainable ones."""
@@ -101,7 +109,7 @@ class Ledger:
 
     def learned_name(self, tensor: Tensor) -> str | None:
         """Return the name of the learned parameter whose memory a tensor shares, if any."""
-        return self._learned.get(tensor.untyped_storage()._cdata)
+        return self._learned.get(memory_of(tensor))
 
     def written_parameter(self, func: Any, args: tuple[Any, ...]) -> str | None:
         """Return the name of the learned parameter that an ATen operation writes into, if any."""

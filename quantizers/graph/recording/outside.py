@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import functools
+import queue
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -37,11 +39,11 @@ _LEAVING = {
     },
     "__cuda_array_interface__": Tensor.__cuda_array_interface__.__get__,
 }  # fmt: skip
-# What starts work in another thread or process, where nothing is observed.
-_WORKERS = (
-    (threading.Thread, "start"), (BaseProcess, "start"), (ThreadPoolExecutor, "submit"),
-    (ProcessPoolExecutor, "submit"), (Pool, "apply_async"), (Pool, "_map_async"), (Pool, "imap"),
-    (Pool, "imap_unordered"),
+# What starts work in another thread or process, or hands it over, where nothing is observed.
+_WORKERS: tuple[tuple[Any, str], ...] = (
+    (threading.Thread, "start"), (_thread, "start_new_thread"), (BaseProcess, "start"), (queue.Queue, "put"),
+    (ThreadPoolExecutor, "submit"), (ProcessPoolExecutor, "submit"), (Pool, "apply_async"), (Pool, "_map_async"),
+    (Pool, "imap"), (Pool, "imap_unordered"),
 )  # fmt: skip
 
 
@@ -90,12 +92,13 @@ def reshaped_message(name: str) -> str:
     )
 
 
-def leaving(func: Any, where: str) -> str | None:
+def leaving(func: Any, args: tuple[Any, ...], where: str) -> str | None:
     """Return the message for a Python function that passes a tensor's values out of torch, or None for any other."""
     if func is Tensor.tolist:
         return number_message(where)
     name = next((name for name, method in _LEAVING.items() if func == method), None)
-    if name is not None:
+    is_there = name != "__cuda_array_interface__" or bool(args and args[0].is_cuda)  # elsewhere it does not exist
+    if name is not None and is_there:
         return (
             f"{where}: values leave torch at {user_site() or 'an unknown line'} ({name}), so what is computed from "
             "them does not depend on the images, as far as torch can see; compute it with torch operations (clone() "
@@ -104,45 +107,55 @@ def leaving(func: Any, where: str) -> str | None:
     return None
 
 
+_LOCK = threading.Lock()
+_RECORDING = threading.local()  # of a thread that records: the function that refuses
+_before: list[tuple[Any, str, Any]] = []  # what is replaced while any thread records
+_blocks = 0
+
+
 @contextlib.contextmanager
-def one_thread(place: Callable[[], str]) -> Iterator[None]:
-    """Refuse that this thread starts others within the block: what they compute is not observed.
+def one_thread(refuse: Callable[[str], Exception]) -> Iterator[None]:
+    """Refuse that this thread gives work to others within the block: what they compute is not observed.
+
+    Other threads may do so, and may be in such a block themselves.
 
     Args:
-        place: Returns the module that runs.
+        refuse: Returns the error for a reason.
 
     Yields:
-        Nothing. Work that other threads start is let through.
-
-    Raises:
-        RewriteError: Inside the block, where work is given to another thread or process.
+        Nothing.
     """
-    owner, is_on = threading.get_ident(), True
+    global _blocks  # noqa: PLW0603 - the standard library is replaced for all threads or none
+    with _LOCK:
+        if not _blocks:
+            _before[:] = [(kind, name, kind.__dict__[name]) for kind, name in _WORKERS]
+            for kind, name, original in _before:
+                setattr(kind, name, _watched(original))
+        _blocks += 1
+    outer, _RECORDING.refuse = getattr(_RECORDING, "refuse", None), refuse
+    try:
+        yield
+    finally:
+        _RECORDING.refuse = outer
+        with _LOCK:
+            _blocks -= 1
+            if not _blocks:
+                for kind, name, original in _before:
+                    setattr(kind, name, original)
 
-    def watched(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if is_on and threading.get_ident() == owner:
-            raise RewriteError(
-                f"{place()}: computes in another thread or process at {user_site() or 'an unknown line'}, where it "
-                "cannot be recorded; compute in the thread that calls forward"
+
+def _watched(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        refuse = getattr(_RECORDING, "refuse", None)
+        if refuse is not None:
+            raise refuse(
+                f"gives work to another thread or process at {user_site() or 'an unknown line'}, where it cannot be "
+                "recorded; do it in the thread that calls forward"
             )
         return original(*args, **kwargs)
 
-    before = [(kind, name, kind.__dict__[name]) for kind, name in _WORKERS]
-    try:
-        for kind, name, original in before:
-            setattr(kind, name, _bound(watched, original))
-        yield
-    finally:
-        is_on = False  # a block of another thread may put a watched method back
-        for kind, name, original in before:
-            setattr(kind, name, original)
-
-
-def _bound(watched: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
-    def method(instance: Any, *args: Any, **kwargs: Any) -> Any:
-        return watched(original, instance, *args, **kwargs)
-
-    return functools.wraps(original)(method)
+    return watched
 
 
 class OtherDice:

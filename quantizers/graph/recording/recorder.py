@@ -18,6 +18,7 @@ from quantizers.graph.recording.interception import (
     OperatorCalls,
     by_name,
     instrumented,
+    remembered,
     unrecorded,
     word_of,
 )
@@ -69,21 +70,21 @@ class Recorder:
         self.flow = GradientFlow(self.pen, is_followed=gradients and root.training)
         self.outputs: dict[str, fx.Node] = {}
         self.paused, self.dice = False, OtherDice(root)
+        self.refusal: RewriteError | None = None  # the first; the network may have caught it
         self._failed_in: str | None = None
 
     def run(self, images: Tensor, name: str) -> Recording:
         """Run the network on ``images`` and return what it computed.
 
         Raises:
-            RewriteError: If the network fails, takes a number or a decision from tensor values, or returns something
-                that is not a structure of tensors.
+            RewriteError: If it fails, takes a number or decision from values, or returns something else than tensors.
         """
         value = self.pen.images(name, images)
         self.ledger.bind(images, value)
         eager, flow = torch.compiler.set_stance("force_eager"), self.flow.followed(self._is_own_code)
         with torch.no_grad(), instrumented(self.root, self._scoped), eager, without_checkpoints():
             try:
-                with flow, one_thread(self._place), OperatorCalls(self), FunctionCalls(self):
+                with flow, one_thread(self._refusal), OperatorCalls(self), FunctionCalls(self):
                     result = self.root(images)
                 self.dice.require_unmoved(type(self.root).__name__)
             except RewriteError:
@@ -91,6 +92,8 @@ class Recorder:
             except Exception as error:
                 where = self._failed_in or self._place()
                 raise RewriteError(failure(where, error, self.root, images.dim())) from error
+        if self.refusal is not None:
+            raise self.refusal
         self.pen.output(self._returned(result))
         self.pen.graph.lint()
         return Recording(self.pen.graph, self.pen.modules, self.outputs, result)
@@ -108,6 +111,7 @@ class Recorder:
 
     # -- modules ---------------------------------------------------------------------------------------------------
 
+    @remembered
     def _scoped(self, path: str, module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if is_stochastic_depth(module) and self._depends((args, kwargs)):
             return self._dropped(path, module, args[0] if args else next(iter(kwargs.values())))
@@ -163,6 +167,7 @@ class Recorder:
 
     # -- Python functions ------------------------------------------------------------------------------------------
 
+    @remembered
     def function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Record a call of torch's Python interface."""
         if self.paused:
@@ -173,7 +178,7 @@ class Recorder:
             return self.flow.call(func, args, depends=self._depends(args))
         outer, self.pen.word = self.pen.word, self.pen.word or word_of(func)
         try:
-            if (reason := leaving(func, self._place())) and self._depends((args, kwargs)):
+            if (reason := leaving(func, args, self._place())) and self._depends((args, kwargs)):
                 raise RewriteError(reason)
             spelled = self._whole_function(func)
             if spelled is not None and self._depends((args, kwargs)):
@@ -246,12 +251,13 @@ class Recorder:
 
     # -- ATen operations -------------------------------------------------------------------------------------------
 
+    @remembered
     def operator(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Record an ATen operation."""
         name = func.overloadpacket.__name__
         if self.paused or name == "_assert_async":
             return func(*args, **kwargs)
-        if (written := self.ledger.written_parameter(func, args)) is not None:
+        if (written := self._written_parameter(func, args)) is not None:
             raise RewriteError(written_message(self._place(), written))
         outer, self.pen.word = self.pen.word, self.pen.word or name
         try:
@@ -266,6 +272,14 @@ class Recorder:
             return result
         finally:
             self.pen.word = outer
+
+    @unrecorded
+    def _written_parameter(self, func: Any, args: tuple[Any, ...]) -> str | None:
+        return self.ledger.written_parameter(func, args)
+
+    def _refusal(self, reason: str) -> RewriteError:
+        self.refusal = self.refusal or RewriteError(f"{self._place()}: {reason}")
+        return self.refusal
 
     def _note_flow(self, result: Any, arguments: Any, name: str = "") -> None:
         made, read = ([t for t in pytree.tree_leaves(x) if isinstance(t, Tensor)] for x in (result, arguments))

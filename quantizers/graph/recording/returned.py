@@ -42,6 +42,10 @@ def structure(result: Any, network: str, node_of: Callable[[Tensor], fx.Node | N
         return structure(item, network, node_of, is_inner=True)
 
     if isinstance(result, dict):
+        if len({str(key) for key in result}) < len(result):
+            raise RewriteError(
+                f"{network}: returns a dict with keys that are one as text, such as 1 and '1'; use others"
+            )
         for key in result:
             if str(key) in RESERVED:
                 raise RewriteError(

@@ -68,7 +68,7 @@ def test_two_entries_of_one_board_take_turns(monkeypatch, plain):
 
     monkeypatch.setattr(fleet, "measure_on", slow)
     one, four = (Device("ssh://pi@board", name=f"{count} threads", threads=count) for count in (1, 4))
-    other = Device("ssh://root@Board", name="another user")
+    other = Device("ssh://root@Board:22", name="another user")
     results = measure_devices([one, Device("ssh://a"), four, other], {"m": plain}, QUICK)
     assert [result.device.title for result in results] == ["1 threads", "ssh://a", "4 threads", "another user"]
     assert all(len(names - {"ssh://a"}) <= 1 for names in together)

@@ -204,6 +204,54 @@ def test_arrays_of_another_kind_are_refused(run: RunFolder, array: np.ndarray) -
         program.from_array(array, Model(str(run.path / "export" / "student.onnx")).facts)
 
 
+@pytest.mark.parametrize("shape", [(3, 8, 8), (3, 40, 30), (8, 8, 4), (8, 8, 2), (1, 9, 12)])
+def test_arrays_that_may_be_one_image_or_several_are_refused(shape: tuple[int, ...]) -> None:
+    """PyTorch's order would be three gray images, and transparency a stack of stripes."""
+    facts = {"input_mean": [0.5] * 3, "input_std": [0.5] * 3, "input_size": [8, 8], "resize": "crop"}
+    with pytest.raises(InputError, match="one image or several gray ones; give four axes"):
+        program.from_array(np.zeros(shape, np.uint8), facts)
+    batch = np.random.default_rng(0).integers(0, 256, (2, 12, 9, 3), np.uint8)
+    turned = program.from_array(np.ascontiguousarray(batch.transpose(0, 3, 1, 2)), facts)
+    assert np.array_equal(turned, program.from_array(batch, facts)), "four axes leave no doubt, in any size"
+
+
+@pytest.mark.parametrize("kind", ["png", "pgm", "tiff", "lab"])
+def test_more_than_eight_bits_are_refused_as_in_training(run: RunFolder, tmp_path: Path, kind: str) -> None:
+    """Pillow clips 16 bits to white, and the class of a white image would be the answer."""
+    from qkd.data import DataError
+    from qkd.data.sets import images as training
+
+    pixels = np.random.default_rng(0).integers(0, 65536, (9, 9)).astype(np.uint16)
+    path = tmp_path / f"a.{'tiff' if kind == 'lab' else kind}"
+    if kind == "lab":
+        Image.fromarray(np.zeros((9, 9, 3), np.uint8), mode="LAB").save(path)
+    else:
+        Image.fromarray(pixels).save(path)
+    with pytest.raises(InputError, match="not 8 bits per channel; convert it"):
+        program.read_image(str(path), Model(str(run.path / "export" / "student.onnx")).facts)
+    with pytest.raises(DataError, match="not 8 bits per channel; convert it"):
+        training.read_header(path)
+    assert set(program.MODES) == training._GRAY_MODES | training._COLOR_MODES
+
+
+def test_an_image_that_cannot_be_read_costs_no_other(
+    run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "c"):
+        Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / f"{name}.png")
+    (tmp_path / "b.png").write_bytes(b"no image")
+    assert main(["predict", str(run.path), str(tmp_path), "--json"]) == 2
+    found = json.loads(capsys.readouterr().out)
+    assert [Path(entry["image"]).name for entry in found["images"]] == ["a.png", "c.png"]
+    assert len(found["unread"]) == 1 and "b.png: cannot be read as an image" in found["unread"][0]
+    assert main(["predict", str(run.path), str(tmp_path)]) == 2
+    assert "not read: " in capsys.readouterr().out
+    words = [str(tmp_path), "--model", str(run.path / "export" / "student.onnx")]
+    assert program.main(words) == 2
+    printed = capsys.readouterr()
+    assert "a.png" in printed.out and "c.png" in printed.out and "b.png: cannot be read" in printed.err
+
+
 def test_a_file_that_does_not_say_how_it_is_fed_is_refused(run: RunFolder, tmp_path: Path) -> None:
     model = onnx.load(run.path / "export" / "student.onnx")
     write_properties(model, {"input_std": "[0]"})

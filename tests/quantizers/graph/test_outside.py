@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import queue
 import random
 import threading
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from export.lowering.model import INPUT
 from quantizers import QuantSpec, RewriteError, Student, prepare
+from quantizers.graph.recording.outside import one_thread
 
 IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 WAYS_OUT = r"draw outside the network|use a dropout or stochastic depth layer|take it from shapes|with torch operations"
@@ -294,6 +296,12 @@ def _in_pool(gate: Tensor) -> Tensor:
         return pool.submit(lambda: gate + 0).result()
 
 
+def _scaled(x: Tensor, y: Tensor) -> Tensor:
+    made = x.clone()
+    made[:, :4] = y[:, :4]
+    return made.mul_(y)
+
+
 UNSEEN: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "deepcopy": (copy.deepcopy, r"leave torch at test_outside\.py:\d+ \(__deepcopy__\)"),
     "pickle": (
@@ -332,6 +340,89 @@ def test_a_pool_that_runs_already_is_refused() -> None:
         _prepared(_gated(lambda gate: pool.map(lambda g: g + 0, [gate])[0]))
 
 
+def _swallowed(gate: Tensor) -> Tensor:
+    try:
+        return _in_thread(gate)
+    except Exception:
+        return torch.zeros_like(gate)
+
+
+def _without_numpy(gate: Tensor) -> Tensor:
+    try:
+        return torch.from_numpy(gate.numpy() * 1)
+    except Exception:
+        return torch.zeros_like(gate)
+
+
+@pytest.mark.parametrize("way", [_swallowed, _without_numpy])
+def test_a_refusal_that_the_network_catches_is_still_one(way: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(RewriteError, match="another thread or process|leave torch"):
+        _prepared(_gated(lambda gate: way(gate.detach())))
+
+
+def test_work_in_a_queue_is_seen() -> None:
+    """A worker that runs already starts nothing."""
+    asked: queue.Queue[Tensor | None] = queue.Queue()
+    answers: queue.Queue[Tensor] = queue.Queue()
+
+    def work() -> None:
+        while (gate := asked.get()) is not None:
+            answers.put(gate + 0)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+
+    def way(gate: Tensor) -> Tensor:
+        asked.put(gate)
+        return answers.get()
+
+    try:
+        with pytest.raises(RewriteError, match="gives work to another thread or process"):
+            _prepared(_gated(lambda gate: way(gate.detach())))
+    finally:
+        asked.put(None)
+        worker.join()
+
+
+def test_blocks_of_several_threads_put_everything_back() -> None:
+    start, refused = threading.Thread.start, []
+
+    def blocks(count: int) -> None:
+        for _ in range(count):
+            with one_thread(ValueError):
+                try:
+                    threading.Thread(target=str).start()
+                except ValueError as error:
+                    refused.append(str(error))
+
+    threads = [threading.Thread(target=blocks, args=(50,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert threading.Thread.start is start and len(refused) == 200
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_writes_in_place_inside_torch_script_are_recorded() -> None:
+    scaled = torch.jit.script(_scaled)
+    student = _prepared(Body(lambda m, x: scaled(m.inner(x), x)))
+    assert "inner" in dict(student.named_modules())
+
+
+def test_a_parameter_is_not_written_through_shared_memory() -> None:
+    def operation(m: Body, x: Tensor) -> Tensor:
+        torch.utils.dlpack.from_dlpack(torch.utils.dlpack.to_dlpack(m.inner.weight.detach())).mul_(0.99)
+        return m.inner(x)
+
+    with pytest.raises(RewriteError, match="writes into the parameter"):
+        _prepared(Body(operation))
+
+
+def test_what_a_processor_lacks_may_be_asked_for() -> None:
+    _prepared(Body(lambda m, x: x if hasattr(x, "__cuda_array_interface__") else m.inner(x)))
+
+
 def test_memory_that_two_tensors_share_is_one() -> None:
     """DLPack makes another storage of the same memory."""
     exchange = torch.utils.dlpack
@@ -354,6 +445,16 @@ def test_recurrence_is_refused_as_such(layer: nn.Module) -> None:
     net.more = layer
     with pytest.raises(RewriteError, match=f"more: {type(layer).__name__} has no low-bit form.*Recurrence"):
         _prepared(net)
+
+
+def test_keys_that_are_one_as_text_are_refused() -> None:
+    class Named(nn.Conv2d):
+        def forward(self, x: Tensor) -> dict[object, Tensor]:
+            y = super().forward(x)
+            return {1: y, "1": y * 2}
+
+    with pytest.raises(RewriteError, match="keys that are one as text"):
+        _prepared(Named(3, 8, 3))
 
 
 @pytest.mark.parametrize("key", ["", INPUT])

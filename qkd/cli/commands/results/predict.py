@@ -20,7 +20,10 @@ def add(commands: Any) -> None:
 
 def predict(args: argparse.Namespace) -> int:
     """Classify the images and print what was found."""
+    from qkd.failures import BAD_INPUT
     from qkd.predicting.answers import answer
     from qkd.predicting.targets import model_file
 
-    return print_result(args, answer(model_file(args.model, args.runs_dir), args.images, top=args.top))
+    found = answer(model_file(args.model, args.runs_dir), args.images, top=args.top)
+    code = print_result(args, found)
+    return BAD_INPUT if found.unread else code

@@ -13,6 +13,7 @@ from PIL import Image
 from qkd.config import DataConfig
 from qkd.data import DataError, Splits, load_splits, read_facts
 from qkd.data.sets import Fit
+from qkd.data.sets.layout import layout_of
 
 
 def paint(path: Path, size: tuple[int, int] = (8, 8), level: int = 0) -> None:
@@ -144,3 +145,31 @@ def test_preprocess_is_that_of_the_weights(tmp_path: Path) -> None:
     assert (whole.image_size, whole.resize) == (224, "crop:256:bicubic")
     half = load(tmp_path, preprocess="torchvision/inception_v3", image_size=16)
     assert half.mean == half.std == (0.5, 0.5, 0.5), "its own scale, which torchvision puts into the net"
+
+
+@pytest.mark.parametrize(
+    ("names", "odd", "part"),
+    [
+        (("Train", "Test"), "Test", "test"),
+        (("training", "testing"), "testing", "test"),
+        (("train", "testing"), "testing", "test"),
+        (("train", "dev"), "dev", "val"),
+        (("train", "val", "valid", "test"), "valid", "val"),
+        (("train", "TEST"), "TEST", "test"),
+    ],
+)
+def test_folders_that_are_named_almost_like_parts_are_refused(
+    tmp_path: Path, names: tuple[str, ...], odd: str, part: str
+) -> None:
+    """They would be classes, so that test images are trained on, or be ignored without a word."""
+    for name in names:
+        (tmp_path / name / "cat").mkdir(parents=True)
+    with pytest.raises(DataError, match=f"{odd}: is named like a part of the set.*rename it to {part}"):
+        layout_of(tmp_path, lambda name: name.startswith("."))
+
+
+@pytest.mark.parametrize("names", [("running", "training", "walking"), ("dev", "ops"), ("test", "exam")])
+def test_classes_may_have_such_names(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        (tmp_path / name).mkdir()
+    assert layout_of(tmp_path, lambda name: name.startswith(".")).train == tmp_path

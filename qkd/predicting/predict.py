@@ -251,7 +251,7 @@ def fit_image(image: Any, facts: dict[str, Any], path: str) -> np.ndarray[Any, A
     """
     image = image.convert(GRAY if len(facts["input_mean"]) == 1 else COLOR)
     height, width = facts["input_size"]
-    if image.size != (width, height):
+    if image.size != (width, height) or _rule_of(facts["resize"], path)[1]:  # crop:256 is for images of any size
         image = _fitted(image, (width, height), facts["resize"], path)
     pixels = np.asarray(image, np.uint8)
     return pixels[..., None] if pixels.ndim == 2 else pixels
@@ -269,6 +269,8 @@ def _fitted(image: Any, wanted: tuple[int, int], name: str, path: str) -> Any:
     size = tuple(max(1, round(side * factor)) for side in image.size)
     if rule == "stretch":
         size = wanted
+    elif shorter and wanted[0] == wanted[1]:  # as torchvision's Resize rounds
+        size = tuple(int(max(shorter, wanted[0]) * side / min(image.size)) for side in image.size)
     else:  # rounding must not leave a pixel uncovered, or one too many
         bound = min if rule == "pad" else max
         size = bound(wanted[0], size[0]), bound(wanted[1], size[1])
@@ -282,7 +284,8 @@ def _fitted(image: Any, wanted: tuple[int, int], name: str, path: str) -> Any:
         ground = Image.new(image.mode, wanted)
         ground.paste(image, ((wanted[0] - size[0]) // 2, (wanted[1] - size[1]) // 2))
         return ground
-    left, top = (size[0] - wanted[0]) // 2, (size[1] - wanted[1]) // 2
+    halves = [(whole - kept) / 2 for whole, kept in zip(size, wanted)]  # noqa: B905
+    left, top = (round(half) if shorter else int(half) for half in halves)  # to the even pixel, as CenterCrop does
     return image.crop((left, top, left + wanted[0], top + wanted[1]))
 
 

@@ -140,7 +140,7 @@ def _in_form(parts: Parts, config: DataConfig) -> tuple[Parts, str]:
     has_own = config.image_size is None or config.name == "digits"  # which have been enlarged
     rule = "none" if has_own else fit.name
     if wanted == (channels, height, width):
-        return parts, rule
+        return parts, rule if fit.resize_size is None else "none"  # arrays of the target size are used as they are
     return resize_parts(parts, channels=wanted[0], image_size=wanted[1:], fit=fit), rule
 
 

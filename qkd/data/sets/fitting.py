@@ -21,8 +21,9 @@ class Fit:
     Args:
         rule: ``crop``: resize so that the image covers the target size, then crop the center; ``stretch``: resize both
             sides and ignore the aspect ratio; ``pad``: resize so that the whole image fits, and center it on black.
-        resize_size: Only for ``crop``: length in pixels of the shorter side before the center crop; None for the
-            shortest that covers the target size.
+        resize_size: Only for ``crop``: length in pixels of the shorter side before the center crop, as torchvision's
+            ``Resize(N)`` and ``CenterCrop`` round and cut, also of images that have the target size already; None for
+            the shortest that covers the target size.
         interpolation: ``bilinear`` or ``bicubic``, both with antialiasing when they downsample.
 
     Example:
@@ -59,18 +60,20 @@ class Fit:
     def placed(self, size: Size, wanted: Size) -> tuple[Size, Size]:
         """Return the resized size, and where in it the kept window begins (negative for black padding).
 
-        An image that already has the target size does not change.
+        An image that already has the target size does not change, unless there is a ``resize_size``.
         """
-        if size == wanted:
+        if size == wanted and self.resize_size is None:
             return size, (0, 0)
         made = self.resized(size, wanted)
         if self.rule == "pad":
             return made, (-((wanted[0] - made[0]) // 2), -((wanted[1] - made[1]) // 2))
+        if self.resize_size is not None:  # to the even pixel, as torchvision does
+            return made, (round((made[0] - wanted[0]) / 2), round((made[1] - wanted[1]) / 2))
         return made, ((made[0] - wanted[0]) // 2, (made[1] - wanted[1]) // 2)
 
     def __call__(self, image: Image.Image, wanted: Size) -> Image.Image:
         """Return an image of the target size."""
-        if image.size == wanted:
+        if image.size == wanted and self.resize_size is None:
             return image
         size, (left, top) = self.placed(image.size, wanted)
         # Columns, then rows: in a single call, Pillow picks the faster order, by a rule that changed in version 13.
@@ -86,6 +89,9 @@ class Fit:
 def _covering(fit: Fit, size: Size, wanted: Size) -> Size:
     # the kept share of the resized image is the same for all images: the smaller one of the two sides if the target
     # size is not square
+    if fit.resize_size is not None and wanted[0] == wanted[1]:
+        shorter, least = max(fit.resize_size, wanted[0]), min(size)
+        return int(shorter * size[0] / least), int(shorter * size[1] / least)
     factor = max(wanted[0] / size[0], wanted[1] / size[1])
     if fit.resize_size is not None:
         factor *= max(1.0, fit.resize_size / min(wanted))

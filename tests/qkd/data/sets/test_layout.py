@@ -13,7 +13,9 @@ from PIL import Image
 from qkd.config import DataConfig
 from qkd.data import DataError, Splits, load_splits, read_facts
 from qkd.data.sets import Fit
+from qkd.data.sets.images import decode
 from qkd.data.sets.layout import layout_of
+from qkd.predicting import predict as program
 
 
 def paint(path: Path, size: tuple[int, int] = (8, 8), level: int = 0) -> None:
@@ -173,3 +175,23 @@ def test_classes_may_have_such_names(tmp_path: Path, names: tuple[str, ...]) -> 
     for name in names:
         (tmp_path / name).mkdir()
     assert layout_of(tmp_path, lambda name: name.startswith(".")).train == tmp_path
+
+
+@pytest.mark.parametrize(
+    "size", [(224, 224), (223, 223), (300, 301), (640, 427), (1000, 251), (256, 256), (375, 500), (90, 61)]
+)
+@pytest.mark.parametrize("rule", ["crop:256", "crop:232", "crop:224", "crop:256:bicubic"])
+def test_a_stated_shorter_side_is_torchvisions_transform(tmp_path: Path, size: tuple[int, int], rule: str) -> None:
+    """Bit for bit, whatever the size of the file; and the program beside exported files does the same."""
+    from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
+
+    fit = Fit.named(rule)
+    how = InterpolationMode.BICUBIC if "bicubic" in rule else InterpolationMode.BILINEAR
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8))
+    image.save(tmp_path / "a.png")
+    wanted = np.asarray(Compose([Resize(fit.resize_size, how), CenterCrop(224)])(image))
+    found = decode(tmp_path / "a.png", channels=3, image_size=224, fit=fit).permute(1, 2, 0).numpy()
+    facts = {"input_mean": [0.5] * 3, "input_std": [0.5] * 3, "input_size": [224, 224], "resize": rule}
+    assert np.array_equal(found, program.read_image(str(tmp_path / "a.png"), facts)[0])
+    assert found.shape == wanted.shape and np.abs(found.astype(int) - wanted).max() <= 1
+    assert (found == wanted).mean() > 0.98, "Pillow may take rows first, which rounds a value apart here and there"

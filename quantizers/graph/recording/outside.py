@@ -101,8 +101,8 @@ def leaving(func: Any, args: tuple[Any, ...], where: str) -> str | None:
     if name is not None and is_there:
         return (
             f"{where}: values leave torch at {user_site() or 'an unknown line'} ({name}), so what is computed from "
-            "them does not depend on the images, as far as torch can see; compute it with torch operations (clone() "
-            "copies)"
+            "them does not depend on the images, as far as torch can see; compute it with torch operations (not numpy; "
+            "clone() copies)"
         )
     return None
 

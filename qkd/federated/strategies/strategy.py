@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +15,7 @@ from qkd.federated.messages import MODEL, Order, Reply, Task, prefixed
 from qkd.losses import cross_entropy_loss
 
 NOT_FINITE = "its update holds NaN or an infinity"
+NO_IMAGES = "its update does not say how many images it is from"
 
 
 class FederationError(RuntimeError):
@@ -176,7 +178,12 @@ class Strategy:
         if reply.error:
             return reply.error
         floats = (tensor for tensor in reply.tensors.values() if tensor.is_floating_point())
-        return "" if all(bool(torch.isfinite(tensor).all()) for tensor in floats) else NOT_FINITE
+        is_finite = all(map(math.isfinite, reply.metrics.values())) and all(
+            bool(one.isfinite().all()) for one in floats
+        )
+        if not is_finite:
+            return NOT_FINITE
+        return "" if reply.metrics.get("images", 0) > 0 else NO_IMAGES
 
 
 def _means(replies: Sequence[Reply], shares: Sequence[float]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,22 @@ def test_an_update_that_is_not_finite_is_left_out(data: Path, tmp_path: Path) ->
     server.aggregate_train(1, replies)
     assert server._row["dropped"] == {"2": "its update holds NaN or an infinity"}
     assert all(bool(tensor.isfinite().all()) for tensor in server.model.values())
+
+
+@pytest.mark.parametrize(
+    ("figures", "words"), [({"loss": float("nan")}, "NaN or an infinity"), ({"images": 0.0}, "how many images")]
+)
+def test_figures_that_cannot_be_averaged_leave_a_client_out(
+    data: Path, tmp_path: Path, figures: dict[str, float], words: str
+) -> None:
+    """They would end the run when the round is written."""
+    server = server_of(tiny_federated(data, precision="float"), tmp_path)
+    worker = Worker(server.federation)
+    replies = [worker.answer(order) for order in server.configure_train(1)]
+    replies[2] = replace(replies[2], metrics={**replies[2].metrics, **figures})
+    server.aggregate_train(1, replies)
+    assert words in server._row["dropped"]["2"] and len(server._row["weights"]) == 3
+    server.close_round(1)
 
 
 def test_a_client_that_diverges_is_left_out(data: Path, tmp_path: Path) -> None:

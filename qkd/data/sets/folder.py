@@ -218,7 +218,10 @@ def _files_by_class(folder: Path, skipped: _Skipped) -> dict[str, list[Path]]:
         if child.is_dir() and not is_hidden(child.name)
     }
     if not found:
-        raise DataError(f"{folder}: has no class folders; needs {folder}/<class>/*.png|jpg|...")
+        raise DataError(
+            f"{folder}: has no class folders; needs {folder}/<class>/*.png|jpg|... (train, test and val are parts of a "
+            "set, never classes)"
+        )
     for name, files in found.items():
         if not files:
             raise DataError(

@@ -291,11 +291,38 @@ def test_val_scores_folders_archives_and_configs_alike(
     assert f"({round(accuracy * 32)} of 32; 95 %" in text and "mostly taken for" in text
 
 
+def test_val_notes_images_that_the_student_was_trained_on(
+    run: RunFolder, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    test = np.load(data / "test.npz")
+    classes = (run.path / "export" / "labels.txt").read_text().splitlines()
+    whole = tmp_path / "whole"
+    for number, (image, label) in enumerate(zip(test["images"], test["labels"], strict=True)):
+        (whole / classes[label]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(whole / classes[label] / f"{number}.png")
+    copy = tmp_path / "copy"
+    shutil.copytree(run.path, copy)
+    values = run.config.model_dump(mode="json")
+    values["data"] |= {"name": "folder", "path": str(whole)}
+    (copy / "config.yaml").write_text(yaml.safe_dump(values))
+    (found,) = scored(capsys, str(copy), str(whole))["notes"]
+    assert "was trained on some of these images; `qkd val " in found
+    values["data"]["split_seed"] = 7
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(values))
+    assert scored(capsys, str(copy), str(tmp_path / "other.yaml"))["notes"]
+    for place in (copy, data, data / "test.npz"):
+        assert scored(capsys, str(copy), str(place))["notes"] == []
+    (whole / "test").mkdir()
+    assert scored(capsys, str(copy), str(data))["notes"] == []
+
+
 def test_val_names_what_does_not_fit(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "set" / "zebra").mkdir(parents=True)
     np.savez(tmp_path / "far.npz", images=np.zeros((2, 8, 8), np.uint8), labels=np.array([0, 9]))
     np.savez(tmp_path / "bare.npz", images=np.zeros((2, 8, 8), np.uint8))
-    cases = {"set": "does not have class 'zebra'", "far.npz": "labels are 0 to 9", "bare.npz": "needs arrays"}
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "far.npz").read_bytes()[:-40])
+    cases = {"set": "does not have class 'zebra'", "far.npz": "labels are 0 to 9", "bare.npz": "needs arrays",
+             "cut.npz": "needs arrays"}  # fmt: skip
     for name, words in cases.items():
         assert main(["val", str(run.path), str(tmp_path / name)]) == 2
         assert words in capsys.readouterr().err

@@ -57,6 +57,15 @@ def test_figures_that_cannot_be_are_refused_by_place(tmp_path: Path, name: str, 
         summarize(tmp_path / "run")
 
 
+def test_a_student_of_federated_clients_may_be_in_float(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "run")
+    file = path / "student" / "result.json"
+    found = json.loads(file.read_text())
+    del found["weight_bits"], found["act_bits"]
+    file.write_text(json.dumps(found))
+    assert any(row.role == "student float" for row in summarize(path).models)
+
+
 def test_an_ensemble_without_members_is_refused_by_name(tmp_path: Path) -> None:
     path = make_run(tmp_path / "run") / "teacher" / "result.json"
     whole = json.loads(path.read_text())

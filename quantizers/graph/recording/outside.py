@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing.pool import Pool
 from multiprocessing.process import BaseProcess
-from types import CodeType, FunctionType, MethodType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -148,7 +148,8 @@ def _watched(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def watched(*args: Any, **kwargs: Any) -> Any:
         refuse = getattr(_RECORDING, "refuse", None)
-        if refuse is not None:
+        is_message = original.__name__ == "put" and not _holds_tensor(args)  # a line of a log, say
+        if refuse is not None and not is_message:
             raise refuse(
                 f"gives work to another thread or process at {user_site() or 'an unknown line'}, where it cannot be "
                 "recorded; do it in the thread that calls forward"
@@ -156,6 +157,18 @@ def _watched(original: Callable[..., Any]) -> Callable[..., Any]:
         return original(*args, **kwargs)
 
     return watched
+
+
+def _holds_tensor(item: Any, depth: int = 4) -> bool:
+    """Return whether something that is handed over is, holds or closes over tensors or modules, a few levels down."""
+    if isinstance(item, (Tensor, nn.Module)):
+        return True
+    return depth > 0 and any(_holds_tensor(one, depth - 1) for one in (*_within(item), *_attributes(item)))
+
+
+def _attributes(item: Any) -> Iterator[Any]:
+    held = getattr(item, "__dict__", None)
+    return iter(held.values() if isinstance(held, dict) and not isinstance(item, (type, ModuleType)) else ())
 
 
 class OtherDice:

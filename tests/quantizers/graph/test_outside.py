@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import io
+import logging
+import logging.handlers
 import pickle
 import queue
 import random
@@ -11,6 +13,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.pool import ThreadPool
+from typing import Any
 
 import numpy as np
 import pytest
@@ -382,6 +385,17 @@ def test_work_in_a_queue_is_seen() -> None:
     finally:
         asked.put(None)
         worker.join()
+
+
+def test_lines_of_a_log_may_go_through_a_queue() -> None:
+    log, lines = logging.getLogger("qkd.tests.forward"), queue.Queue[Any]()
+    log.addHandler(handler := logging.handlers.QueueHandler(lines))
+    log.setLevel(logging.INFO)
+    try:
+        _prepared(Body(lambda m, x: log.info("size %s", tuple(x.shape)) or m.inner(x)))
+    finally:
+        log.removeHandler(handler)
+    assert lines.qsize() > 0
 
 
 def test_blocks_of_several_threads_put_everything_back() -> None:

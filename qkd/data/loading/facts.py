@@ -51,12 +51,15 @@ class DataFacts:
         train: Its training images.
         test: Its test images.
         fingerprint: One SHA-256 of all that, for use as a single value.
+        validation: Number of training images that are the set's own validation part, at the end of ``train``; None in
+            records of before this was noted, which are not compared.
     """
 
     classes: tuple[str, ...]
     train: PartFacts
     test: PartFacts
     fingerprint: str
+    validation: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the facts as plain data."""
@@ -69,13 +72,16 @@ class DataFacts:
         Raises:
             ValueError: If ``value`` does not have that form.
         """
-        if not isinstance(value, Mapping) or set(value) != {"classes", "train", "test", "fingerprint"}:
+        names = {"classes", "train", "test", "fingerprint"}
+        if not isinstance(value, Mapping) or {*value} - {"validation"} != names:
             raise ValueError("must have classes, train, test and fingerprint")
-        classes = value["classes"]
+        classes, validation = value["classes"], value.get("validation")
+        if validation is not None and (type(validation) is not int or validation < 0):
+            raise ValueError("`validation` must be a number of images")
         if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
             raise ValueError("`classes` must be a list of names")
         parts = {name: _part_from_json(value[name], name) for name in ("train", "test")}
-        return cls(tuple(classes), parts["train"], parts["test"], str(value["fingerprint"]))
+        return cls(tuple(classes), parts["train"], parts["test"], str(value["fingerprint"]), validation)
 
 
 def facts_of(parts: Parts) -> DataFacts:
@@ -110,7 +116,8 @@ def facts_of(parts: Parts) -> DataFacts:
         found[name] = PartFacts(len(split), digest, pixels.hexdigest(), sampled)
     if not is_whole:
         whole = hashlib.sha256(json.dumps([parts.classes, *map(asdict, found.values())]).encode())
-    return DataFacts(tuple(parts.classes), found["train"], found["test"], whole.hexdigest())
+    validation = 0 if parts.val_rows is None else len(parts.val_rows)
+    return DataFacts(tuple(parts.classes), found["train"], found["test"], whole.hexdigest(), validation)
 
 
 def changes(then: DataFacts, now: DataFacts) -> list[str]:
@@ -136,6 +143,8 @@ def changes(then: DataFacts, now: DataFacts) -> list[str]:
             lines.append(f"labels of {name}")
         if before.pixels != after.pixels:
             lines.append(f"pixels of {name}" + (f" (of {after.sampled:,} sampled images)" if after.sampled else ""))
+    if None not in (then.validation, now.validation) and then.validation != now.validation:
+        lines.append(f"number of validation images ({then.validation:,} then, {now.validation:,} now)")
     return lines
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from PIL import Image
 
 from qkd.config import DataConfig
-from qkd.data import DataError, Splits, load_splits, read_facts
+from qkd.data import DataError, DataFacts, Splits, changes, load_splits, read_facts
 from qkd.data.sets import Fit
 from qkd.data.sets.images import decode
 from qkd.data.sets.layout import layout_of
@@ -195,3 +197,23 @@ def test_a_stated_shorter_side_is_torchvisions_transform(tmp_path: Path, size: t
     assert np.array_equal(found, program.read_image(str(tmp_path / "a.png"), facts)[0])
     assert found.shape == wanted.shape and np.abs(found.astype(int) - wanted).max() <= 1
     assert (found == wanted).mean() > 0.98, "Pillow may take rows first, which rounds a value apart here and there"
+
+
+def test_images_that_move_to_the_validation_part_are_noticed(tmp_path: Path) -> None:
+    """At the end of the last class, files and their order stay the same: only where the part begins differs."""
+    for part in ("train", "val", "test"):
+        fill(tmp_path / part, 3, first={"train": 0, "val": 5, "test": 9}[part])
+    config = DataConfig(name="folder", path=tmp_path)
+    then = read_facts(config)
+    (tmp_path / "train" / "bee" / "2.png").rename(tmp_path / "val" / "ant" / "0.png")
+    assert changes(then, read_facts(config))
+    (tmp_path / "val" / "ant" / "0.png").rename(tmp_path / "train" / "bee" / "2.png")
+    assert changes(then, read_facts(config)) == []
+    moved = replace(then, validation=7)
+    assert changes(then, moved) == ["number of validation images (6 then, 7 now)"]
+    plain = json.loads(json.dumps(then.to_json()))
+    assert DataFacts.from_json(plain) == then
+    before = DataFacts.from_json({key: value for key, value in plain.items() if key != "validation"})
+    assert changes(before, moved) == [], "a record of before says nothing about it"
+    with pytest.raises(ValueError, match="number of images"):
+        DataFacts.from_json({**plain, "validation": -1})

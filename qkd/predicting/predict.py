@@ -187,7 +187,7 @@ def from_array(array: Any, facts: dict[str, Any], path: str = "the array") -> np
         array = array.transpose(0, 2, 3, 1)
     elif array.ndim == 2:
         array = array[None, :, :, None]
-    elif array.ndim == 3 and (array.shape[2] in (2, 4) or (array.shape[0] in (1, 3) and array.shape[2] not in (1, 3))):
+    elif array.ndim == 3 and (array.shape[2] in (2, 4) or (array.shape[0] == 3 and array.shape[2] not in (1, 3))):
         raise InputError(
             f"{path}: {found} may be one image or several gray ones; give four axes: [images, height, width, channels] "
             "or [images, channels, height, width], with 1 or 3 channels"

@@ -1,4 +1,4 @@
-"""The schema of nets and branches that learn alongside a student."""
+"""The schema of nets and branches that learn alongside a student, and which keys of a student do not go together."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def layout_of(folder: Path, is_hidden: Callable[[str], bool]) -> Layout:
         raise DataError(f"{folder}: no such folder; needs train/<class>/*.png|jpg|... and test/<class>/... next to it")
     names = {child.name for child in folder.iterdir() if child.is_dir() and not is_hidden(child.name)}
     val = next((name for name in VALIDATION if name in names), None)
-    _refuse_near_names(folder, names, {"train", "test", str(val)})
+    _refuse_near_names(folder, names, {"train", "test", val})
     if "train" not in names:
         found = sorted(names & set(PARTS))
         if found and names <= set(PARTS):
@@ -69,7 +69,7 @@ def layout_of(folder: Path, is_hidden: Callable[[str], bool]) -> Layout:
     return Layout(folder / "train", None if val is None else folder / val)
 
 
-def _refuse_near_names(folder: Path, names: Collection[str], used: Collection[str]) -> None:
+def _refuse_near_names(folder: Path, names: Collection[str], used: Collection[str | None]) -> None:
     """Raise if folders are named like parts, but not so that they are used: they would be classes, or be ignored.
 
     Raises:

@@ -148,8 +148,7 @@ def _watched(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def watched(*args: Any, **kwargs: Any) -> Any:
         refuse = getattr(_RECORDING, "refuse", None)
-        is_message = original.__name__ == "put" and not _holds_tensor(args)  # a line of a log, say
-        if refuse is not None and not is_message:
+        if refuse is not None and (original.__name__ != "put" or _holds_tensor(args)):  # a line of a log holds none
             raise refuse(
                 f"gives work to another thread or process at {user_site() or 'an unknown line'}, where it cannot be "
                 "recorded; do it in the thread that calls forward"

@@ -22,7 +22,7 @@ from quantizers.graph.recording.interception import (
     unrecorded,
     word_of,
 )
-from quantizers.graph.recording.ledger import Ledger, Region, geometry
+from quantizers.graph.recording.ledger import Ledger, Region, geometry, memory_of
 from quantizers.graph.recording.outcome import Recording
 from quantizers.graph.recording.outside import (
     OtherDice,
@@ -305,7 +305,7 @@ class Recorder:
     ) -> None:
         """Note views of constants: a later write may make them depend on the images."""
         base = args[0]
-        if not isinstance(base, Tensor) or made[0].untyped_storage()._cdata != base.untyped_storage()._cdata:
+        if not isinstance(base, Tensor) or memory_of(made[0]) != memory_of(base):
             return
         arguments = by_name(func, args, kwargs)
         call = Call(name, arguments, tuple(tuple(item.shape) for item in made))
@@ -341,7 +341,7 @@ class Recorder:
             if "refused" in values["self"].node.meta:
                 raise NoSpelling
             chains = view_moves(call, tuple(base.shape))
-            shares = results[0].untyped_storage()._cdata == base.untyped_storage()._cdata
+            shares = memory_of(results[0]) == memory_of(base)
             for result, chain in zip(results, chains, strict=True):
                 value = values["self"]
                 for move in chain:

@@ -232,6 +232,8 @@ METHOD_NAMES = {
 METHODS = ROOT / "qkd" / "methods"
 MAY_NAME_METHODS = {
     "qkd.config.experiment", "qkd.config.methods", "qkd.config.training",  # the schema
+    "qkd.config.conflicts.idle", "qkd.config.conflicts.real_images",
+    "qkd.config.conflicts.roles", "qkd.config.conflicts.student",
     "qkd.config.recipes.table",  # which keys a recipe leaves alone
     "qkd.methods.table",
     "qkd.distill.methods", "qkd.moved",  # old names, for a release

@@ -15,10 +15,10 @@ from pydantic import BaseModel, ValidationError
 
 from qkd.config.bind_faults import Fault, describe, place, plain_faults, schema_faults
 from qkd.config.borrowed import borrowed_run, form_faults, has_config, with_borrowed_teacher
+from qkd.config.conflicts import idle_faults
 from qkd.config.data import DataConfig
 from qkd.config.experiment import RunConfig
 from qkd.config.filling import filled
-from qkd.config.methods import idle_faults
 from qkd.config.recipes.table import without_recipe
 from qkd.failures import MOST_FAULTS, first_of
 from qkd.failures import ConfigError as ConfigError

@@ -66,7 +66,7 @@ _READ_BY: Mapping[str, tuple[str, ...]] = {  # key -> families that read it
 }
 # Of a family that reads a key, the methods that do: the others invert images themselves, not a generator's latents.
 _GENERATING = ("cmi", "cmi_adversarial", "fast_dfkd")
-OF_METHODS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+_OF_METHODS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     POOL: {"latent": _GENERATING, "width": _GENERATING, "beta": ("zskd",), "compat": ("zskd",)},
     GROWING: {"latent": _GENERATING, "width": _GENERATING},
 }
@@ -183,6 +183,16 @@ class DataFreeConfig(Section):
     def warmed_up(self) -> int:
         """Return the number of steps of the generator's warm-up."""
         return WARMED_UP.get(self.method, 0) if self.warmup_steps is None else self.warmup_steps
+
+    @property
+    def idle(self) -> list[str]:
+        """Keys that are set, and that the method's family reads, but not the method."""
+        fields, of_methods = type(self).model_fields, _OF_METHODS.get(self.family, {})
+        return [
+            key
+            for key, methods in of_methods.items()
+            if self.method not in methods and getattr(self, key) != fields[key].get_default()
+        ]
 
     def origin(self) -> dict[str, Any]:
         """Return the settings that determine a generator or a pool, as plain data."""

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from qkd.config.conflicts import FEDERATED_STUDENT, data_free_faults, federated_faults, low_bit_faults, method_faults
 from qkd.config.data import UNSCHEDULED, AgentConfig, DataConfig
 from qkd.config.data_free import DataFreeConfig
 from qkd.config.methods import (
@@ -15,9 +16,6 @@ from qkd.config.methods import (
     RotationsConfig,
     SelfDistillationConfig,
     WidthConfig,
-    data_free_faults,
-    low_bit_faults,
-    method_faults,
 )
 from qkd.config.sections import MOST_MEMBERS, NEWER, Positive, Section, Threads, UserPath, without_defaults
 from qkd.config.stages import BenchConfig, ExportConfig, FederatedConfig, LogConfig, SearchConfig
@@ -35,8 +33,6 @@ from qkd.nets.own.spelling import spelled
 NET = "a name from `qkd ls nets`, or your own code: path/to/file.py:function, package.module:name"
 WEIGHTS = "file of float weights, or `imagenet` for torchvision's own,"
 HEAD = "new: replace the last linear layer of `weights` with a random one; new:<layer> names the layer"
-# keys that clients read
-FEDERATED_STUDENT = ("net", "net_options", "init", "weights", "head", "quant", "calibration_batches")
 Head = Annotated[str, Field(pattern=r"^(keep|new(:[A-Za-z0-9_.]+)?)$"), NEWER]
 NetOptions = Annotated[dict[str, Any], NEWER]
 
@@ -390,7 +386,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _methods_go_together(self) -> RunConfig:
-        faults = method_faults(self.teacher, self.student) + data_free_faults(self) + _federated_faults(self)
+        faults = method_faults(self.teacher, self.student) + data_free_faults(self) + federated_faults(self)
         if faults:
             raise ValueError("; ".join(faults))
         return self
@@ -413,34 +409,3 @@ class RunConfig(Section):
                 f"from its own float training; configure it in student.float_train, or use init `random`"
             )
         return self
-
-
-def _federated_faults(config: RunConfig) -> list[str]:
-    """Return the faults of a federated run's config: keys it does not read, or cannot honor."""
-    federated, student, teacher = config.federated, config.student, config.teacher
-    if federated is None:
-        return []
-    fields = StudentConfig.model_fields
-    unread = [
-        key
-        for key in fields
-        if key not in FEDERATED_STUDENT and getattr(student, key) != fields[key].get_default(call_default_factory=True)
-    ]
-    wrong = {
-        "teacher: a federated run has none: leave it out, and name the net in student.net": (
-            not teacher.untrained or config.teacher_net != config.student_net
-        ),
-        f"student: a federated run does not read {', '.join(unread)}; `federated` configures the clients": bool(unread),
-        f"student.init: a federated student starts from `weights` or at random, got `{student.init}`": (
-            student.init not in ("auto", "random")
-        ),
-        "federated.upload: `codes` needs weight_quantizer lsq: codes do not recover the shadow weights of "
-        f"{student.quant.weight_quantizer}": (federated.upload == "codes" and student.quant.weight_quantizer != "lsq"),
-        "data.batch_size: must be at least 2 with strategy fedgen: its generator has batch norm, which cannot take a "
-        "single latent": federated.strategy == "fedgen" and config.data.batch_size < 2,
-        "data.batch_statistics: clients have too few validation images to fill its batches; leave it out": (
-            config.data.batch_statistics is not None
-        ),
-        "search: a federated run has no search; leave it out": config.search != SearchConfig(),
-    }
-    return [fault for fault, is_there in wrong.items() if is_there]

@@ -11,8 +11,8 @@ import yaml
 
 from qkd.config import LowBitConfig, RunConfig
 from qkd.config.binding import bind, config_text, load_config
+from qkd.config.conflicts import MOST_BITS
 from qkd.config.explaining import explained
-from qkd.config.methods import MOST_BITS
 from qkd.config.recipes.table import RECIPES, settings_for
 from qkd.config.training import DEFAULT_TERMS
 from qkd.failures import ConfigError

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from qkd.cli.entry import main
 from qkd.config import AgentConfig, RunConfig
+from qkd.config.conflicts import low_bit_faults
 from qkd.config.data_free import DataFreeConfig
-from qkd.config.methods import low_bit_faults
 from qkd.data import Splits
 from qkd.methods.data_free.float_twin import is_same_twin
 from qkd.methods.data_free.making.adversary import AdversarialSource

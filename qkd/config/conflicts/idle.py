@@ -1,0 +1,59 @@
+"""Keys without effect beside others: refused in new configs, read in those of older runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qkd.config.bind_faults import Fault
+    from qkd.config.experiment import RunConfig, StudentConfig
+
+MOST_BITS = 4  # of weights that the rules act on, as in quantizers.recipes.codes; a test keeps them equal
+RULES = ("dampening", "oscillation_thresholds", "transition_rate")
+
+
+def idle_faults(config: RunConfig) -> Iterator[Fault]:
+    """Yield each key of a new config that has no effect beside the others, or a harmful one.
+
+    They were accepted before, so that a run's own config may have them, and is still read.
+
+    Args:
+        config: Valid otherwise.
+
+    Yields:
+        Where the key is, and why it has no effect, or which harm it does.
+    """
+    teacher, student = config.teacher, config.student
+    if teacher.members == 1 and (teacher.ensemble != "probability" or teacher.ensemble_temperature != 1):
+        yield ("teacher",), "`ensemble` and `ensemble_temperature` are for `members` above 1, got 1"
+    yield from _idle_rules(student)
+    if student.data_free is not None:
+        own = student.data_free
+        for key in own.idle:
+            yield ("student", "data_free"), f"method `{own.method}` does not read {key!r}; leave it out"
+
+
+def _idle_rules(student: StudentConfig) -> Iterator[Fault]:
+    rules, where = student.low_bit, ("student", "low_bit")
+    idle = [key for key in RULES if getattr(rules, key)]
+    if idle and _fewest_bits(student) > MOST_BITS:
+        yield (
+            where,
+            f"`{idle[0]}` acts on weights of at most {MOST_BITS} bits, but the student has none; leave it out",
+        )
+    elif rules.oscillation_thresholds is not None and student.quant.weight_quantizer == "stats":
+        yield (
+            where,
+            "`oscillation_thresholds` needs `quant.weight_quantizer: lsq`, got stats: its step size follows the "
+            "weights, so that each freeze would move it, and with it all frozen weights",
+        )
+
+
+def _fewest_bits(student: StudentConfig) -> int:
+    """Return the fewest bits of a weight, also on the way to the student's own widths."""
+    quant = student.quant
+    own = (quant.weight_bits, quant.first_bits, quant.last_bits)
+    others = (one.get("weight_bits") for one in quant.overrides.values())
+    widths = (one.weight_bits for one in student.widths)
+    return min(bits for bits in (*own, *others, *widths) if bits is not None)

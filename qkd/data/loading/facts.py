@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -172,7 +172,7 @@ def _class_change(then: Sequence[str], now: Sequence[str]) -> str:
 def _chosen(split: Split) -> Tensor:
     """Return the positions of the images that are hashed."""
     count = len(split)
-    size = sum(_sizes(split)) if isinstance(split, FolderSplit) else count * _image_bytes(split)
+    size = sum(file_sizes(split)) if isinstance(split, FolderSplit) else count * _image_bytes(split)
     if size <= WHOLE_BYTES:
         return torch.arange(count)
     most = max(1, min(_SAMPLE_IMAGES, _SAMPLE_BYTES * count // size))
@@ -181,23 +181,26 @@ def _chosen(split: Split) -> Tensor:
 
 def _content(split: Split, chosen: Tensor) -> Iterator[bytes]:
     if isinstance(split, FolderSplit):
-        yield "\n".join(map(str, _sizes(split))).encode()
+        yield "\n".join(map(str, file_sizes(split))).encode()
         for index in chosen.tolist():
-            yield _file_digest(split.files[index])
+            yield file_digest(split.files[index])
         return
     step = max(1, _BLOCK // max(1, _image_bytes(split)))
     yield str((len(split), *split.image_shape)).encode()
     for chunk in torch.split(chosen, step):
-        yield _pixels(split, chunk).contiguous().numpy().tobytes()
+        yield pixels_of(split, chunk).contiguous().numpy().tobytes()
 
 
-def _pixels(split: Split, indices: Tensor) -> Tensor:
-    """Return images for comparing their content, without ``batch``, which is for training and scoring."""
+def pixels_of(split: Split, indices: Tensor) -> Tensor:
+    """Return images for comparing their content, without ``batch``, which is for training and scoring.
+
+    Args:
+        split: A part in memory or in rows of a file; a folder's images are files.
+        indices: Positions, int64, shape ``[n]``.
+    """
     if isinstance(split, ArraySplit):
         return split.pixels(indices)
-    if isinstance(split, MemorySplit):
-        return split.images[indices].cpu()
-    raise TypeError(f"{type(split).__name__} has no pixels in memory or in rows of a file")
+    return cast("MemorySplit", split).images[indices].cpu()
 
 
 def _label_bytes(labels: Tensor) -> tuple[bytes, bytes]:
@@ -208,11 +211,13 @@ def _image_bytes(split: Split) -> int:
     return math.prod(split.image_shape) if len(split) else 0
 
 
-def _sizes(split: FolderSplit) -> list[int]:
+def file_sizes(split: FolderSplit) -> list[int]:
+    """Return the size of each file in bytes."""
     return [_read(path, lambda path: path.stat().st_size) for path in split.files]
 
 
-def _file_digest(path: Path) -> bytes:
+def file_digest(path: Path) -> bytes:
+    """Return the SHA-256 of a file's bytes."""
     return _read(path, lambda path: hashlib.sha256(path.read_bytes()).digest())
 
 

@@ -11,6 +11,7 @@ from qkd.data.domains import divide_domains, domain_mark
 from qkd.data.errors import DataError
 from qkd.data.labels import class_notes
 from qkd.data.loading.facts import DataFacts, facts_of
+from qkd.data.loading.overlap import overlap_notes
 from qkd.data.loading.preprocessing import preprocessed
 from qkd.data.sampling import stratified_quotas, take_quotas
 from qkd.data.sets import (
@@ -95,7 +96,7 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
     _require_known(config.name)
     config = preprocessed(config)
     parts, target = DATASETS[config.name](config), None
-    facts = facts_of(parts)
+    facts, repeated = facts_of(parts), overlap_notes(parts)
     parts, resize = _in_form(parts, config)
     fingerprint = facts.fingerprint
     if config.domains is not None:
@@ -103,7 +104,7 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
     everything, test, classes, notes = parts[:4]
     if len(classes) < 2:
         raise DataError(f"data: every image of {config.name!r} is of one class ({classes[0]}); needs at least two")
-    notes = (*notes, *class_notes(everything.labels, test.labels, classes))
+    notes = (*notes, *class_notes(everything.labels, test.labels, classes), *repeated)
     generator = torch.Generator().manual_seed(seed)
     train, val = _validation(parts, config.val_fraction, generator)
     learned = len(train)

@@ -55,7 +55,9 @@ def load_npz_splits(folder: Path) -> Parts:
         raise DataError(
             f"{folder}: classes {listed(untrained)} are in test.npz but not in train.npz, so they cannot be learned"
         )
-    return Parts(train, test, classes)
+    others = sorted(path.name for path in folder.glob("*.npz") if path.name not in ("train.npz", "test.npz"))
+    notes = (f"{listed(others)} beside train.npz and test.npz not read",) if others else ()
+    return Parts(train, test, classes, notes)
 
 
 def _read_archive(path: Path) -> MemorySplit | ArraySplit:

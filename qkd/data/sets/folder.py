@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -158,6 +158,8 @@ def list_folder(folder: Path, form: Form = AS_THEY_ARE) -> Parts:
         OSError: If a folder cannot be read.
     """
     layout, skipped = layout_of(folder, is_hidden), _Skipped()
+    if layout.train != folder:
+        skipped.beside(folder, {layout.train, layout.val, layout.test})
     train_files = _files_by_class(layout.train, skipped)
     classes = require_names(sorted(train_files), layout.train, images=sum(map(len, train_files.values())))
     train = _as_split(train_files, classes)
@@ -209,6 +211,7 @@ def is_hidden(name: str) -> bool:
 def _files_by_class(folder: Path, skipped: _Skipped) -> dict[str, list[Path]]:
     children = sorted(folder.iterdir())
     skipped.hidden += [child.name for child in children if is_hidden(child.name)]
+    skipped.outside += [child.name for child in children if _is_image(child)]
     dead = [child for child in children if not is_hidden(child.name) and not os.path.exists(child)]
     if dead:
         raise DataError(f"{dead[0]}: is a broken link, so its class would be missing; restore or delete it")
@@ -228,6 +231,11 @@ def _files_by_class(folder: Path, skipped: _Skipped) -> dict[str, list[Path]]:
                 f"{folder / name}: class folder without images ({', '.join(IMAGE_SUFFIXES)}); fill or delete it"
             )
     return found
+
+
+def _is_image(path: Path) -> bool:
+    named = path.suffix.lower() in (*IMAGE_SUFFIXES, *OTHER_IMAGE_SUFFIXES) and not is_hidden(path.name)
+    return named and path.is_file()
 
 
 def _images_below(folder: Path, skipped: _Skipped) -> Iterable[Path]:
@@ -253,15 +261,29 @@ class _Skipped:
 
     hidden: list[str] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)  # images in unsupported formats
+    outside: list[str] = field(default_factory=list)  # images in no class folder
+    folders: list[str] = field(default_factory=list)  # beside the parts
+
+    def beside(self, folder: Path, parts: Collection[Path | None]) -> None:
+        """Note what is in the folder of a set, but in none of its parts."""
+        children = [child for child in folder.iterdir() if not is_hidden(child.name) and child not in parts]
+        self.folders += [child.name for child in children if child.is_dir()]
+        self.outside += [child.name for child in children if _is_image(child)]
 
     def notes(self) -> tuple[str, ...]:
         """Return one line per kind."""
         kinds = ", ".join(suffix.lstrip(".") for suffix in IMAGE_SUFFIXES)
-        lines = {
-            "hidden files and folders skipped": self.hidden,
-            f"images in unsupported formats not read (supported: {kinds}; convert them)": self.unread,
-        }
-        return tuple(f"{len(names):,} {line} ({_some(names)})" for line, names in lines.items() if names)
+        unread = f"not read (supported: {kinds}; convert to one of them)"
+        found = (
+            (self.hidden, "hidden file or folder", "hidden files and folders", "skipped"),
+            (self.unread, "image in an unsupported format", "images in unsupported formats", unread),
+            (self.outside, "image outside class folders", "images outside class folders", "not read"),
+            (self.folders, "folder beside the parts of the set", "folders beside the parts of the set", "not read"),
+        )
+        return tuple(
+            f"{len(names):,} {one if len(names) == 1 else many} {what} ({_some(names)})"
+            for names, one, many, what in found if names
+        )  # fmt: skip
 
 
 def _some(skipped: Sequence[str]) -> str:

@@ -97,8 +97,8 @@ class Server:
     def aggregate_evaluate(self, server_round: int, replies: Sequence[Reply]) -> None:
         """Take the clients' scores; clients that failed to score are left out."""
         for reply in replies:
-            if reply.error:
-                self.progress.warn(f"round {server_round}: client {reply.client} did not score: {reply.error}")
+            if why := self.strategy.score_fault(reply):
+                self.progress.warn(f"round {server_round}: client {reply.client} did not score: {why}")
         self._row |= self.strategy.aggregate_evaluate(server_round, replies)
 
     def close_round(self, server_round: int) -> str:

@@ -36,6 +36,10 @@ class ClassLogits(Strategy):
         """Return the mean logits, once there are any."""
         return {LOGITS: self.logits, KNOWN: self.known} if server_round > 1 else {}
 
+    def wanted(self) -> dict[str, Tensor]:
+        """Return logits per class and numbers of images per class."""
+        return {LOGITS: self.logits, COUNTS: torch.zeros(self.federation.classes, dtype=torch.int64)}
+
     def learn(self, server_round: int, replies: Sequence[Reply], states: Sequence[State]) -> dict[str, float]:  # noqa: ARG002
         """Average the clients' logits per class; a class that no client has in this round keeps its mean."""
         has = torch.stack([reply.tensors[COUNTS] > 0 for reply in replies])

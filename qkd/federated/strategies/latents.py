@@ -40,6 +40,10 @@ class Latents(Strategy):
         """Return the generator, once it has learned."""
         return prefixed(GENERATOR, state_of(self.generator)) if server_round > 1 else {}
 
+    def wanted(self) -> dict[str, Tensor]:
+        """Return numbers of images per class."""
+        return {COUNTS: torch.zeros(self.federation.classes, dtype=torch.int64)}
+
     def learn(self, server_round: int, replies: Sequence[Reply], states: Sequence[State]) -> dict[str, float]:
         """Train the generator on the last layers of the round's clients."""
         settings, device = self.federation.settings, self.federation.device

@@ -15,6 +15,7 @@ from qkd.federated.messages import MODEL, Order, Reply, Task, prefixed
 from qkd.losses import cross_entropy_loss
 
 NOT_FINITE = "its update holds NaN or an infinity"
+OF_ANOTHER = "its update is not of this run's student"
 NO_IMAGES = "its update does not say how many images it is from"
 
 
@@ -104,12 +105,24 @@ class Strategy:
             FederationError: If all of them failed.
         """
         replies = sorted(replies, key=lambda reply: reply.client)  # so that sums do not depend on the order of replies
-        dropped = {reply.client: why for reply in replies if (why := self.fault(reply))}
+        nets: dict[int, State] = {}
+        dropped: dict[int, str] = {}
+        for reply in replies:
+            why = self.fault(reply) or (self._unlike(reply.tensors, self.wanted()) if server_round else "")
+            if not why:
+                try:
+                    nets[reply.client] = self.upload.decode(reply.tensors)
+                except (KeyError, ValueError) as error:
+                    why = f"{OF_ANOTHER}: {error}"
+                else:
+                    why = self._unlike(nets[reply.client], self.net.state_dict(), whole=True)
+            if why:
+                dropped[reply.client] = why
         kept = [reply for reply in replies if reply.client not in dropped]
         if not kept:
             why = "; ".join(f"client {client}: {text}" for client, text in dropped.items()) or "none was asked"
             raise FederationError(f"round {server_round}: no client is left ({why})")
-        states = [self.upload.decode(reply.tensors) for reply in kept]
+        states = [nets[reply.client] for reply in kept]
         images = [reply.metrics["images"] for reply in kept]
         shares = {reply.client: count / sum(images) for reply, count in zip(kept, images, strict=True)}
         metrics = _means(kept, list(shares.values()))
@@ -126,7 +139,7 @@ class Strategy:
 
     def aggregate_evaluate(self, server_round: int, replies: Sequence[Reply]) -> dict[str, float]:  # noqa: ARG002
         """Return the share of all validation images classified correctly; empty if no client scored any."""
-        scored = sorted((reply for reply in replies if not reply.error), key=lambda reply: reply.client)
+        scored = sorted((reply for reply in replies if not self.score_fault(reply)), key=lambda reply: reply.client)
         images = sum(reply.metrics["images"] for reply in scored)
         return {"val_accuracy": sum(reply.metrics["right"] for reply in scored) / images} if images else {}
 
@@ -134,6 +147,10 @@ class Strategy:
 
     def sent(self, server_round: int) -> dict[str, Tensor]:  # noqa: ARG002
         """Return what clients receive in addition to the global net."""
+        return {}
+
+    def wanted(self) -> dict[str, Tensor]:
+        """Return tensors of the shapes and types that clients send in addition to their nets after a training."""
         return {}
 
     def learn(self, server_round: int, replies: Sequence[Reply], states: Sequence[State]) -> dict[str, float]:  # noqa: ARG002
@@ -184,6 +201,25 @@ class Strategy:
         if not is_finite:
             return NOT_FINITE
         return "" if reply.metrics.get("images", 0) > 0 else NO_IMAGES
+
+    def score_fault(self, reply: Reply) -> str:
+        """Return why a reply with scores cannot be used; empty if it can."""
+        if fault := self.fault(reply):
+            return fault
+        right, images = reply.metrics.get("right", -1.0), reply.metrics["images"]
+        return "" if 0 <= right <= images else f"it says that {right:g} of {images:g} images are right"
+
+    @staticmethod
+    def _unlike(found: State, wanted: State, *, whole: bool = False) -> str:
+        """Return which tensor of a reply is missing or another than wanted, or, of a whole net, more than wanted."""
+        for name, tensor in wanted.items():
+            if name not in found:
+                return f"{OF_ANOTHER}: {name} is missing"
+            if found[name].shape != tensor.shape or found[name].dtype != tensor.dtype:
+                texts = [f"{str(one.dtype).removeprefix('torch.')} {list(one.shape)}" for one in (found[name], tensor)]
+                return f"{OF_ANOTHER}: {name} is {texts[0]}, wanted {texts[1]}"
+        more = sorted({*found} - {*wanted}) if whole else []
+        return f"{OF_ANOTHER}: it has no {more[0]}" if more else ""
 
 
 def _means(replies: Sequence[Reply], shares: Sequence[float]) -> dict[str, float]:

@@ -12,7 +12,7 @@ import torch
 from federations import federation_of, server_of, tiny_federated, trained
 
 from qkd.federated import Order, Reply, Server, Worker
-from qkd.federated.messages import tensor_bytes
+from qkd.federated.messages import MODEL, tensor_bytes
 from qkd.federated.strategies import FederationError
 from qkd.federated.strategies.class_logits import ClassLogits
 from qkd.progress import Silent
@@ -143,6 +143,54 @@ def test_figures_that_cannot_be_averaged_leave_a_client_out(
     server.aggregate_train(1, replies)
     assert words in server._row["dropped"]["2"] and len(server._row["weights"]) == 3
     server.close_round(1)
+
+
+def broken(kind: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return an update of another program's client; ``tensors`` are a good one's."""
+    first = next(name for name, tensor in tensors.items() if name.startswith(MODEL) and tensor.is_floating_point())
+    wrong = {
+        "missing": {name: tensor for name, tensor in tensors.items() if name != first},
+        "shape": {**tensors, first: tensors[first][None]},
+        "type": {**tensors, first: tensors[first].double()},
+        "more": {**tensors, f"{MODEL}other.weight": torch.ones(2)},
+        "report": {name: tensor for name, tensor in tensors.items() if name.startswith(MODEL)},
+        "classes": {name: tensor if name.startswith(MODEL) else tensor[:1] for name, tensor in tensors.items()},
+    }
+    return wrong[kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        *((kind, {"precision": "float"}) for kind in ("missing", "shape", "type", "more")),
+        *((kind, {"upload": "codes"}) for kind in ("missing", "shape", "more")),
+        *((kind, {"strategy": strategy}) for kind in ("report", "classes") for strategy in ("feddistill", "fedgen")),
+    ],
+)
+def test_an_update_of_another_student_is_left_out(
+    data: Path, tmp_path: Path, kind: str, settings: dict[str, Any]
+) -> None:
+    server = server_of(tiny_federated(data, **FEW.get(settings.get("strategy", ""), {}), **settings), tmp_path)
+    worker = Worker(server.federation)
+    if server.federation.first_round == 0:
+        server.aggregate_train(0, [worker.answer(order) for order in server.configure_train(0)])
+    replies = [worker.answer(order) for order in server.configure_train(1)]
+    replies[2] = replace(replies[2], tensors=broken(kind, dict(replies[2].tensors)))
+    server.aggregate_train(1, replies)
+    assert set(server._row["dropped"]) == {"2"} and len(server._row["weights"]) == 3
+    assert server._row["dropped"]["2"].startswith("its update is not of this run's student: ")
+
+
+@pytest.mark.parametrize("figures", [{"right": float("nan")}, {"right": -1.0}, {"right": 1e9}, {"images": 0.0}])
+def test_scores_that_cannot_be_true_are_left_out(data: Path, tmp_path: Path, figures: dict[str, float]) -> None:
+    server = server_of(tiny_federated(data, precision="float", evaluate_every=1), tmp_path)
+    worker = Worker(server.federation)
+    server.aggregate_train(1, [worker.answer(order) for order in server.configure_train(1)])
+    replies = [worker.answer(order) for order in server.configure_evaluate(1)]
+    assert len(replies) > 1
+    want = server.strategy.aggregate_evaluate(1, replies[1:])
+    replies[0] = replace(replies[0], metrics={**replies[0].metrics, **figures})
+    assert server.strategy.aggregate_evaluate(1, replies) == want and "val_accuracy" in want
 
 
 def test_a_client_that_diverges_is_left_out(data: Path, tmp_path: Path) -> None:

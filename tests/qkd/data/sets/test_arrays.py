@@ -33,7 +33,7 @@ def write(folder: Path, part: str = "train", **arrays: npt.ArrayLike) -> None:
 @pytest.fixture
 def good(tmp_path: Path) -> Path:
     write(tmp_path, "train", images=IMAGES, labels=LABELS)
-    write(tmp_path, "test", images=IMAGES[:9], labels=LABELS[:9])
+    write(tmp_path, "test", images=255 - IMAGES[:9], labels=LABELS[:9])
     return tmp_path
 
 
@@ -239,7 +239,7 @@ def test_a_large_set_moves_to_a_device_as_a_whole(good: Path, in_place: None, mo
     assert torch.equal(held.labels, part.labels)
 
 
-def test_large_sets_are_read_where_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_sets_stay_in_their_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At most a third of the images' bytes is ever in memory at once."""
     monkeypatch.setattr("qkd.data.sets.archive.IN_MEMORY_BYTES", 1 << 20)
     monkeypatch.setattr("qkd.data.sets.arrays.IN_MEMORY_BYTES", 1 << 20)
@@ -332,7 +332,7 @@ def test_labels_that_leave_classes_empty_are_refused_at_once(
 
 def test_named_classes_may_lack_images_and_it_is_noted(good: Path) -> None:
     (good / "classes.json").write_text(json.dumps(["cat", "dog", "eel", "fox"]))
-    write(good, "test", images=IMAGES[:2], labels=LABELS[:2])
+    write(good, "test", images=255 - IMAGES[:2], labels=LABELS[:2])
     assert load(good).notes == (
         "1 of 4 classes have no training image (fox): their outputs are never trained",
         "2 of 4 classes have no test image (eel, fox): the test accuracy does not cover them",
@@ -341,7 +341,7 @@ def test_named_classes_may_lack_images_and_it_is_noted(good: Path) -> None:
 
 def test_a_class_that_is_never_tested_is_noted(good: Path) -> None:
     assert load(good).notes == ()
-    write(good, "test", images=IMAGES[:2], labels=LABELS[:2])
+    write(good, "test", images=255 - IMAGES[:2], labels=LABELS[:2])
     assert load(good).notes == ("1 of 3 classes have no test image (2): the test accuracy does not cover them",)
 
 
@@ -438,3 +438,8 @@ def test_every_mutation_is_worded(good: Path) -> None:
             read_facts(DataConfig(name="npz", path=good))
         except DataError as error:
             assert str(good) in str(error)
+
+
+def test_other_archives_of_the_folder_are_named(good: Path) -> None:
+    write(good, "val", images=IMAGES[:9], labels=LABELS[:9])
+    assert load(good).notes == ("['val.npz'] beside train.npz and test.npz not read",)

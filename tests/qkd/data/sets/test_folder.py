@@ -34,7 +34,7 @@ def good(tmp_path: Path) -> Path:
     for part, count in (("train", 10), ("test", 3)):
         for name, color in COLORS.items():
             for index in range(count):
-                paint(tmp_path / part / name / f"{index}.png", color=color, seed=index)
+                paint(tmp_path / part / name / f"{index}.png", color=color, seed=index + 100 * (part == "test"))
     return tmp_path
 
 
@@ -389,3 +389,16 @@ def test_links_to_images_and_to_class_folders_are_read(good: Path) -> None:
     (good / "train" / "bee").rename(good / "bees")
     (good / "train" / "bee").symlink_to(good / "bees")
     assert load(good, val_fraction=0.0).train.labels.tolist() == [0] * 11 + [1] * 10
+
+
+def test_images_and_folders_outside_the_parts_are_named(good: Path) -> None:
+    assert load(good).notes == ()
+    paint(good / "cover.png")
+    paint(good / "train" / "stray.png")
+    paint(good / "test" / "stray.heic.png")
+    (good / "README.txt").write_text("not an image", encoding="utf-8")
+    paint(good / "more" / "0.png")
+    assert load(good).notes == (
+        "3 images outside class folders not read ('cover.png', 'stray.heic.png', 'stray.png')",
+        "1 folder beside the parts of the set not read ('more')",
+    )

@@ -66,6 +66,7 @@ class Knowledge:
         equivalent_smoothing: The label smoothing that is equally unsure of the true class on average.
         within_contrast: Mean correlation of two classes of the same superclass; None without superclasses.
         between_contrast: The same for two classes of different superclasses.
+        classes: Number of classes; None if unknown.
     """
 
     temperature: float
@@ -79,6 +80,7 @@ class Knowledge:
     equivalent_smoothing: float
     within_contrast: float | None = None
     between_contrast: float | None = None
+    classes: int | None = None
 
     @property
     def contrast(self) -> float | None:
@@ -121,10 +123,11 @@ def teacher_knowledge(
         instance_information=float(_instance_information(log_p, labels)),
         relation_information=float(_relation_information(log_p, labels)),
         relation_spread=float(_off_diagonal(relations).std(correction=0)),
-        uniform_share=float(classes * p.amin(1).median()),
+        uniform_share=float(classes * p.amin(1).quantile(0.5)),
         equivalent_smoothing=float(equivalent_label_smoothing(logits, labels, temperature=temperature)),
         within_contrast=contrast[0],
         between_contrast=contrast[1],
+        classes=classes,
     )
 
 
@@ -218,7 +221,7 @@ class Finding:
     """A known failure that was found.
 
     Args:
-        name: ``over_confident``, ``label_smoothed`` or ``no_instance_knowledge``.
+        name: ``over_confident``, ``label_smoothed``, ``wrong_classes_alike`` or ``no_instance_knowledge``.
         sentence: What was found, what it means, what to do.
     """
 
@@ -230,13 +233,16 @@ class Finding:
         return asdict(self)
 
 
-def find_failures(plain: Knowledge, reference: Knowledge, softened: Knowledge) -> tuple[Finding, ...]:
+def find_failures(
+    plain: Knowledge, reference: Knowledge, softened: Knowledge, *, label_smoothing: float | None = None
+) -> tuple[Finding, ...]:
     """Return which known failures of distillation a teacher shows; empty if there are none.
 
     * ``over_confident``: the true class's probability is nearly 1 for every image (Cho and Hariharan 2019). Gradients
       are hardly rescaled at temperature 1.
     * ``label_smoothed``: every class has some probability for every image, and wrong classes are alike: the relations
-      between classes have been erased (Mueller et al. 2019).
+      between classes have been erased (Mueller et al. 2019). A teacher that has learned little looks the same; it is
+      ``wrong_classes_alike`` if it is known to be trained without smoothing. Two classes have no relations to erase.
     * ``no_instance_knowledge``: at the temperature of the distillation, the true class's probability is nearly the same
       for every image, so the teacher does not weight images; often a consequence of one of the others.
 
@@ -246,6 +252,7 @@ def find_failures(plain: Knowledge, reference: Knowledge, softened: Knowledge) -
         plain: Measured at temperature 1.
         reference: At temperature 4, where class relations are judged regardless of the distillation's temperature.
         softened: At the temperature of the distillation.
+        label_smoothing: What the teacher was trained with; None if unknown.
 
     Raises:
         ValueError: If ``plain`` or ``reference`` was measured at another temperature.
@@ -270,16 +277,9 @@ def find_failures(plain: Knowledge, reference: Knowledge, softened: Knowledge) -
                 f"one, stronger augmentation, or a higher temperature",
             )
         )
-    if plain.uniform_share > SMOOTHED_SHARE and reference.relation_information < SMOOTHED_RELATION:
-        found.append(
-            Finding(
-                "label_smoothed",
-                f"label-smoothed teacher: it spreads {plain.uniform_share:.3f} evenly over all classes (more than "
-                f"{SMOOTHED_SHARE:g}) and treats wrong classes alike (relation information at temperature "
-                f"{reference.temperature:g} {reference.relation_information:.4f} nats, below {SMOOTHED_RELATION:g}): "
-                f"the relations between classes are erased; train it without teacher.train.label_smoothing",
-            )
-        )
+    is_alike = plain.uniform_share > SMOOTHED_SHARE and reference.relation_information < SMOOTHED_RELATION
+    if is_alike and plain.classes != 2:
+        found.append(_alike(plain, reference, label_smoothing))
     if softened.confidence_std < FLAT_STD:
         found.append(
             Finding(
@@ -290,6 +290,26 @@ def find_failures(plain: Knowledge, reference: Knowledge, softened: Knowledge) -
             )
         )
     return tuple(found)
+
+
+def _alike(plain: Knowledge, reference: Knowledge, smoothing: float | None) -> Finding:
+    seen = (
+        f"it spreads {plain.uniform_share:.3f} evenly over all classes (more than {SMOOTHED_SHARE:g}) and treats wrong "
+        f"classes alike (relation information at temperature {reference.temperature:g} "
+        f"{reference.relation_information:.4f} nats, below {SMOOTHED_RELATION:g})"
+    )
+    if smoothing == 0:
+        return Finding(
+            "wrong_classes_alike",
+            f"teacher that treats wrong classes alike: {seen}, although it was trained without label smoothing: it has "
+            f"learned little yet; train it longer, or use a larger one",
+        )
+    doubt = "" if smoothing else " (one that has learned little looks the same; then train it longer)"
+    return Finding(
+        "label_smoothed",
+        f"label-smoothed teacher: {seen}: the relations between classes are erased; train it without "
+        f"teacher.train.label_smoothing{doubt}",
+    )
 
 
 def _instance_information(log_p: Tensor, labels: Tensor) -> Tensor:

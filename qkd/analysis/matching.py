@@ -51,11 +51,15 @@ def class_information(features: Tensor, labels: Tensor) -> float:
         labels: Shape ``[images]``, whole numbers from 0.
 
     Raises:
-        ValueError: If the sizes differ, or no class has two images. Classes with one image are left out.
+        ValueError: If the sizes differ, a feature is not finite, or no class has two images. Classes with one image are
+            left out.
     """
     if len(features) != len(labels) or features.dim() < 2:
         raise ValueError(f"features need a row for each of {len(labels)} labels, got shape {tuple(features.shape)}")
     rows = features.flatten(1)
+    if not bool(torch.isfinite(rows).all()):
+        raise ValueError("the features are not all finite; was the net trained?")
+    center = rows.mean(0, dtype=torch.float64)  # distances far from the origin would lose their digits
     halves: tuple[list[Tensor], list[Tensor]] = ([], [])
     for label in range(len(torch.bincount(labels))):
         places = (labels == label).nonzero().flatten()
@@ -66,9 +70,9 @@ def class_information(features: Tensor, labels: Tensor) -> float:
         raise ValueError("at least one class must have two images, to score class means with")
     right = total = 0
     for known, asked in (halves, halves[::-1]):
-        means = torch.stack([rows[places].mean(0) for places in known])
+        means = torch.stack([rows[places].mean(0, dtype=torch.float64) for places in known]) - center
         for index, places in enumerate(asked):
-            nearest = torch.cdist(rows[places], means).argmin(1)
+            nearest = torch.cdist(rows[places].double() - center, means).argmin(1)
             right += int((nearest == index).sum())
             total += len(places)
     return right / total

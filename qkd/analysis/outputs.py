@@ -122,7 +122,7 @@ def read_outputs(
         tracker: Counts the images.
 
     Raises:
-        ValueError: If the tap names no module, or there is no image.
+        ValueError: If the tap names no module, there is no image, or an output is not finite.
     """
     places = torch.arange(len(split)) if indices is None else indices
     if len(places) == 0:
@@ -140,9 +140,13 @@ def read_outputs(
             if tracker is not None:
                 tracker.update(len(labels))
     read = [part[1] for part in parts if part[1] is not None]
+    logits, features = torch.cat([part[0] for part in parts]), torch.cat(read) if read else None
+    for what, values in (("logits", logits), ("features", features)):
+        if values is not None and not bool(torch.isfinite(values).all()):
+            raise ValueError(f"the {what} of the {role} are not all finite: its training diverged, or it has not begun")
     return NetOutputs(
-        torch.cat([part[0] for part in parts]),
-        torch.cat(read) if read else None,
+        logits,
+        features,
         torch.cat([part[2] for part in parts]),
     )
 

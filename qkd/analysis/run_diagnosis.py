@@ -247,6 +247,7 @@ class _Subject:
         self.temperature = own if temperature is None else temperature
         self.groups = superclasses(self.splits.classes)
         self.notes: list[str] = []
+        self._is_teacher = False
 
     def diagnose(self, out: Path | None) -> Diagnosis:
         teacher, net = self._teacher()
@@ -265,7 +266,7 @@ class _Subject:
             accuracy=float((logits.argmax(1) == labels).double().mean()),
             plain=plain,
             softened=softened,
-            findings=find_failures(plain, reference, softened),
+            findings=find_failures(plain, reference, softened, label_smoothing=self._smoothing()),
             geometry=geometry,
             rescaling=rescaling,
             epochs=self._epochs(),
@@ -281,6 +282,7 @@ class _Subject:
         if self.folder is not None:
             followed = load_followed(RunFolder(self.config, self.folder))
             self.notes += [followed.note] if followed.note else []
+            self._is_teacher = followed.is_teacher
             return followed.model, followed.words
         own = self.config.teacher
         if own.train is not None or own.weights is None:
@@ -292,6 +294,11 @@ class _Subject:
         net = build_net(name, **sizes_of(self.splits))
         load_weights(net, weights_file(own.weights, name))
         return net, net_title(name)
+
+    def _smoothing(self) -> float | None:
+        """Return what the teacher was trained with; None if unknown, as of weights that were given."""
+        train = self.config.teacher.train
+        return train.label_smoothing if self._is_teacher and train is not None else None
 
     def _read(self, model: nn.Module, role: str, tap_paths: Mapping[str, str]) -> NetOutputs:
         model.to(self.device)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from qkd.analysis.outputs import read_outputs, some_images
-from qkd.analysis.retrieval import METRICS, Compat, RetrievalScores, score_retrieval
+from qkd.analysis.retrieval import METRICS, TOP, Compat, RetrievalScores, score_retrieval
 from qkd.data.splits import Split
 from qkd.failures import UsageError
 from qkd.progress import Progress
@@ -30,7 +30,7 @@ from quantizers import Student
 
 Role = Literal["teacher", "student"]
 ROLES: tuple[Role, ...] = ("teacher", "student")
-HEAD = ["role", "metric", "mAP, 11 points", "top-100", "average precision"]
+HEAD = ["role", "metric", "mAP, 11 points", f"top-{TOP}", "average precision"]
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,12 @@ class RetrievalReport:
         ]
         rows = [[role, metric, *(percent(value) for value in scores.to_json().values())]
                 for role, found in self.scores.items() for metric, scores in found.items()]  # fmt: skip
-        lines.append(align([HEAD, *rows]))
+        top = min(TOP, self.database)
+        lines.append(align([[cell.replace(f"top-{TOP}", f"top-{top}") for cell in HEAD], *rows]))
+        if top == self.database:
+            lines.append(
+                f"note: top-{top} are all training images, so it only shows the shares of the classes among them"
+            )
         if self.compat == "released":
             lines.append(
                 "scored as the released program does: interpolated up to rank 128, precision at the nearest recall"

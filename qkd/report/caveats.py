@@ -71,7 +71,7 @@ def accuracy_caveats(results: Mapping[str, Mapping[str, Any]], count: int | None
     if batch is not None:
         yield (
             f"accuracies use batch norm with the statistics of each batch of {batch} test images "
-            f"(data.batch_statistics), not the running statistics in the exported file"
+            f"(data.batch_statistics), not the running statistics in the exported file, from which figures by class are"
         )
     student = results.get("student", {}).get("test_accuracy")
     if student is not None:
@@ -79,7 +79,7 @@ def accuracy_caveats(results: Mapping[str, Mapping[str, Any]], count: int | None
         if (half := (high - low) / 2) > SMALL_HALF_WIDTH:
             yield (
                 f"the test set has only {count:,} images: the student's accuracy is known to "
-                f"±{100 * half:.1f} points; smaller differences are not significant"
+                f"±{100 * half:.1f} points (`qkd compare` compares runs image by image, which is surer)"
             )
 
 

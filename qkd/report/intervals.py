@@ -27,18 +27,19 @@ def unpack_answers(text: str, images: int) -> npt.NDArray[np.bool_] | None:
 def paired_difference(ours: npt.NDArray[np.bool_], theirs: npt.NDArray[np.bool_]) -> dict[str, float]:
     r"""Return how much more accurate one net is than another on the same images.
 
-    .. math:: d = (b - c) / n, \quad \pm z \sqrt{b + c + 1 - (b - c)^2 / (n + 2)} / (n + 2)
+    .. math:: (b - c) / (n + 2) \pm z \sqrt{b + c + 1 - (b - c)^2 / (n + 2)} / (n + 2)
 
-    with :math:`b` images that only the first gets right, and :math:`c` that only the second gets right. The half width
-    is that of half an image more in each of the four cells: without it, two nets that differ on few images, or on none,
-    would seem to be known exactly.
+    with :math:`b` images that only the first gets right, and :math:`c` that only the second gets right. It is the
+    interval of half an image more in each of the four cells: without them, two nets that differ on few images, or on
+    none, would seem to be known exactly. The difference itself is :math:`(b - c) / n`.
 
     Args:
         ours: Which images the first gets right.
         theirs: Likewise for the second.
 
     Returns:
-        ``value`` and ``half_width`` (95 %) as fractions, and both counts.
+        ``value``, ``half_width`` (95 %) and the interval's ends ``low`` and ``high`` (within -1 and 1) as fractions,
+        and both counts.
 
     References:
         Agresti, Min, Simple improved confidence intervals for comparing matched proportions, 2005.
@@ -46,7 +47,15 @@ def paired_difference(ours: npt.NDArray[np.bool_], theirs: npt.NDArray[np.bool_]
     only_ours, only_theirs = int((ours & ~theirs).sum()), int((~ours & theirs).sum())
     count, apart = len(ours), only_ours - only_theirs
     half = NORMAL_95 * math.sqrt(only_ours + only_theirs + 1 - apart * apart / (count + 2)) / (count + 2)
-    return {"value": apart / count, "half_width": half, "only_student": only_ours, "only_teacher": only_theirs}
+    middle = apart / (count + 2)
+    return {
+        "value": apart / count,
+        "half_width": half,
+        "low": max(-1.0, middle - half),
+        "high": min(1.0, middle + half),
+        "only_student": only_ours,
+        "only_teacher": only_theirs,
+    }
 
 
 def unpaired_interval(ours: float, theirs: float, counts: tuple[int, int]) -> tuple[float, float]:

@@ -77,7 +77,7 @@ def render_page(summary: RunSummary, record: RunRecord) -> str:
         sizes=size_table(summary),
         costs=cost_table(summary),
         terms=TERMS,
-        classes=class_table(summary.predictions),
+        classes=class_table(summary.predictions, summary.teacher_role),
         matrix=confusion_matrix(summary.predictions),
         pairs=pair_table(summary.predictions),
         devices=[row[:-1] for row in devices],

@@ -49,6 +49,7 @@ class ModelRow(OldFields):
         median_ms, p10_ms, p90_ms: Latency of one inference.
         needs: What runs the file: ``onnxruntime >= 1.24``; empty if unknown.
         is_measured_only: Whether the line only shows latency: a file under another execution provider, or int8.
+        teaches: Whether it is what the student learned from in place of the teacher, such as an ensemble.
     """
 
     role: str
@@ -65,6 +66,7 @@ class ModelRow(OldFields):
     interval: tuple[float, float] | None = None
     is_measured_only: bool = False
     needs: str = ""
+    teaches: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,8 +137,18 @@ class RunSummary(OldFields):
 
     @property
     def teacher(self) -> ModelRow | None:
-        """The line of the net it learned from."""
+        """The line of the teacher whose file is exported: as it was taught along, or an ensemble's first member."""
         return self._first(ROLES["teacher"])
+
+    @property
+    def teacher_role(self) -> str:
+        """What the exported teacher is in the run, in words."""
+        return self.teacher.role.partition(" (")[0] if self.teacher else "teacher"
+
+    @property
+    def followed(self) -> ModelRow | None:
+        """The line of what the student learned from: an ensemble or an auxiliary, or else the teacher."""
+        return next((row for row in self.models if row.teaches), self.teacher)
 
     @property
     def twin(self) -> ModelRow | None:
@@ -222,7 +234,7 @@ def _verdict(summary: RunSummary) -> str:
     student = summary.student
     mark = f"{student.role}, " if student else ""
     under = {row.role.removeprefix(mark): row for row in summary.models if student and row.role.startswith(mark)}
-    return verdict(student, summary.twin, summary.teacher, predictions=summary.predictions, parity=summary.parity,
+    return verdict(student, summary.twin, summary.followed, predictions=summary.predictions, parity=summary.parity,
                    under=under)  # fmt: skip
 
 
@@ -315,6 +327,8 @@ def _models(
             is_twin = key == "teacher" and _nets_agree(results)
             compared = parity if key == "student" else {}
             row = _model(key, result, export.get(key, {}), compared, bench.get("models", {}), is_twin=is_twin)
+            if members := result.get("members"):
+                row = replace(row, role=row.role.replace("teacher", f"teacher 1 of {len(members)}", 1))
             rows.append(replace(row, role=f"{row.role}, taught along") if is_taught else row)
             rows += _under_providers(row, bench, parity) if key == "student" else []
     rows += _baseline(bench, rows)
@@ -352,9 +366,9 @@ def _company(path: Path, results: Mapping[str, Mapping[str, Any]], *, is_taught:
     rows = [row for rows_of in report_rows() for row in rows_of(path, results)]
     told = [row for result in results.values() for row in result.get("rows", [])]  # e.g. by methods outside the table
     rows += [row_of(row["role"], row, teaches=row.get("teaches", False)) for row in told]
-    rows += [row_of("teacher, before it was taught", results["teacher"], teaches=True)] if is_taught else []
-    rows.sort(key=lambda row: not row.teaches)
-    return [ModelRow(row.role, row.net, row.test_accuracy) for row in rows]
+    before = [row_of("teacher, before it was taught", results["teacher"])] if is_taught else []
+    rows = [*(row for row in rows if row.teaches), *before, *(row for row in rows if not row.teaches)]
+    return [ModelRow(row.role, row.net, row.test_accuracy, teaches=row.teaches) for row in rows]
 
 
 def _nets_agree(results: Mapping[str, Mapping[str, Any]]) -> bool:

@@ -71,7 +71,7 @@ def render_text(
     if summary.parity:
         parts += ["## Parity", plain_text(parity_sentence(summary))]
     parts += [plain_text(flavor_sentence(name, facts)) for name, facts in summary.flavors.items()]
-    if len(classes := class_table(summary.predictions)) > 1:
+    if len(classes := class_table(summary.predictions, summary.teacher_role)) > 1:
         parts += ["## Classes", markdown(classes), TERMS["classes"]]
     if len(pairs := pair_table(summary.predictions)) > 1:
         parts += ["## Most often confused", markdown(pairs)]

@@ -57,9 +57,8 @@ def _scores(summary: RunSummary, bench: Mapping[str, Any]) -> tuple[dict[str, fl
     measured = {name: row.get("accuracy") for name, row in rows.items()}
     if rows and all(value is not None for value in measured.values()):
         return measured, f"accuracy on {bench.get('images', 'some')} images there"
-    by_role = {row.role.partition(" (")[0]: row.test_accuracy for row in summary.models if not row.is_measured_only}
-    known = {key: value for key, role in ROLES.items() for found, value in by_role.items()
-             if value is not None and found.startswith(role)}  # fmt: skip
+    lines = {"teacher": summary.teacher, "float": summary.twin, "student": summary.student}
+    known = {name: row.test_accuracy for name, row in lines.items() if row and row.test_accuracy is not None}
     # a model's outputs under a provider are compared before it is measured, so its accuracy is the model's own
     models = {name: row.get("model") or name for name, row in rows.items()}
     return {name: known[model] for name, model in models.items() if model in known}, "test accuracy"

@@ -25,12 +25,14 @@ class Followed:
         net: A name of ``qkd ls nets``.
         words: A description for the user.
         note: What is still missing; empty if nothing is.
+        is_teacher: Whether it was trained as ``teacher.train`` says: the teacher, or an ensemble of such.
     """
 
     model: nn.Module
     net: str
     words: str
     note: str = ""
+    is_teacher: bool = True
 
 
 def guide_of(run: RunFolder) -> Guide:
@@ -79,4 +81,4 @@ def load_followed(run: RunFolder) -> Followed:
         guide, note = guide.below, guide.untrained
     if not note and any(method.trains_teacher for method in methods_of(run.config)):
         note = "the teacher learns along with the student, which is not trained yet; this is its initial state"
-    return Followed(guide.load(), guide.net, guide.words, note)
+    return Followed(guide.load(), guide.net, guide.words, note, is_teacher=guide.below is None)

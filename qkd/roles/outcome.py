@@ -14,6 +14,7 @@ from qkd.data import Splits
 from qkd.files import write_json
 from qkd.nets.own.spelling import net_title
 from qkd.training import FitResult, accuracy
+from qkd.training.evaluate import scored_images
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def score(
     count = details.pop("parameters", None)
     details |= {} if fitted is None or fitted.kept_epoch is None else {"kept_epoch": fitted.kept_epoch}
     details |= {} if data.batch_statistics is None else {"batch_statistics": data.batch_statistics}
-    details |= {"test_images": len(splits.test), "chance_accuracy": _chance(splits)}
+    details |= {"test_images": scored_images(splits.test, data), "chance_accuracy": _chance(splits)}
     return Outcome(
         role=role,
         net=net_title(net),

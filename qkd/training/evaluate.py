@@ -13,6 +13,17 @@ from quantizers import batch_statistics
 from quantizers.modes import evaluating
 
 
+def scored_images(split: Split, data: DataConfig) -> int:
+    """Return how many images of a split :func:`accuracy` scores.
+
+    Args:
+        split: The images.
+        data: Which statistics batch norm uses.
+    """
+    size = data.batch_statistics
+    return len(split) if size is None else len(split) // size * size
+
+
 def accuracy(model: nn.Module, split: Split, splits: Splits, data: DataConfig, device: torch.device) -> float | None:
     """Return the share of a split's images that a model classifies correctly, in eval mode.
 
@@ -41,7 +52,7 @@ def accuracy(model: nn.Module, split: Split, splits: Splits, data: DataConfig, d
         return None
     right = torch.zeros((), dtype=torch.int64, device=device)
     engine, size = current(), data.batch_statistics or data.eval_batch_size
-    count = len(split) if data.batch_statistics is None else len(split) // size * size
+    count = scored_images(split, data)
     if count == 0:
         raise ValueError(
             f"data.batch_statistics: scores need at least one full batch of {size} images, got {len(split)} images; "

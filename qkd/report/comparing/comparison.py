@@ -31,7 +31,7 @@ class RunRow:
         run: Its name.
         student: Its bits, such as ``w2a2``; empty before there is a student.
         net: The student's net.
-        accuracy, teacher_accuracy: Fractions of the test images.
+        accuracy, teacher_accuracy: Fractions of the test images; the latter of what the student learned from.
         interval: 95 % interval of the student's accuracy.
         size_bytes, size_ratio: Size of the student's file, and the FP32 file's size divided by it.
         median_ms, latency_ratio: Latency of one inference, and FP32's divided by it.
@@ -143,7 +143,7 @@ def write_comparison(table: RunsTable, out: Path) -> None:
 
 
 def _row(name: str, summary: RunSummary) -> RunRow:
-    student, twin, teacher = summary.student, summary.twin, summary.teacher
+    student, twin, teacher = summary.student, summary.twin, summary.followed
     row = RunRow(name, teacher_accuracy=teacher.test_accuracy if teacher else None, state=_state(summary))
     if student is None:
         return row

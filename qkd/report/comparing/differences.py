@@ -14,12 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from qkd.report.caveats import SLOWER
+from qkd.report.findings.verdict import MOST_APART
 from qkd.report.intervals import paired_difference, unpack_answers, unpaired_interval
 from qkd.report.summary import ModelRow, RunSummary, read_json
 from qkd.units import megabytes, milliseconds, percent
 
 HEAD = ["run", "figure", "first run", "this run", "difference", "95 % interval", "this run is"]
 NOISE, OTHER_IMAGES, SAME_SIZE = "within noise", "not comparable: other test images", "the same size"
+UNKNOWN_IMAGES = "unknown: no record of the test images"
+OTHER_SCORES = "not comparable: other statistics in batch norm (data.batch_statistics)"
 SIZE_NOISE = 0.01  # names and versions in a file's metadata differ by less
 SAME_MACHINE = ("cpu", "onnxruntime")  # keys of a machine's record
 SAME_SETTINGS = ("threads", "batch_size")
@@ -125,13 +128,18 @@ def _of_accuracy(first: _Student, this: _Student, theirs: float, ours: float) ->
     parts = [_test_part(one.folder) for one in (first, this)]
     if counts[0] is None or counts[1] is None:
         return {"verdict": "unknown: no number of test images", "difference": ours - theirs}
-    if counts[0] != counts[1] or (None not in parts and parts[0] != parts[1]):
+    batches = [read_json(one.folder / "student" / "result.json").get("batch_statistics") for one in (first, this)]
+    if batches[0] != batches[1]:
+        return {"verdict": OTHER_SCORES}
+    if None in parts:
+        return {"verdict": UNKNOWN_IMAGES, "difference": ours - theirs}
+    if counts[0] != counts[1] or parts[0] != parts[1]:
         return {"verdict": OTHER_IMAGES}
-    answers = [_answers(one.summary) for one in (this, first)]
-    if None not in parts and answers[0] is not None and answers[1] is not None:
-        paired = paired_difference(answers[0], answers[1])
-        value, half = paired["value"], paired["half_width"]
-        interval, is_paired = (value - half, value + half), True
+    # the exported files' answers, which use the running statistics
+    answers = [None if batches[0] else _answers(one.summary) for one in (this, first)]
+    paired = None if answers[0] is None or answers[1] is None else paired_difference(answers[0], answers[1])
+    if paired is not None and abs(paired["value"] - (ours - theirs)) <= MOST_APART:
+        value, interval, is_paired = paired["value"], (paired["low"], paired["high"]), True
     else:
         value, interval, is_paired = ours - theirs, unpaired_interval(ours, theirs, (counts[0], counts[1])), False
     verdict = "better" if interval[0] > 0 else "worse" if interval[1] < 0 else NOISE

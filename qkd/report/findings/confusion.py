@@ -30,10 +30,16 @@ class Cell:
     is_right: bool
 
 
-def class_table(predictions: Mapping[str, Any]) -> list[list[str]]:
-    """Return the heading and one line per class, worst first; only the heading if nothing is known."""
+def class_table(predictions: Mapping[str, Any], teacher: str = "teacher") -> list[list[str]]:
+    """Return the heading and one line per class, worst first; only the heading if nothing is known.
+
+    Args:
+        predictions: Content of ``predictions.json``.
+        teacher: Role of the teacher whose file it is about.
+    """
+    head = [teacher if cell == "teacher" else cell for cell in CLASS_HEAD]
     if not predictions:
-        return [CLASS_HEAD]
+        return [head]
     ours, theirs = (_counts(predictions, name) for name in ("student", "teacher"))
     names, rows = predictions["classes"], []
     for label, name in enumerate(names):
@@ -45,7 +51,7 @@ def class_table(predictions: Mapping[str, Any]) -> list[list[str]]:
         most = max(wrong, key=lambda pair: (pair[0], -pair[1]), default=None)
         taken = "-" if most is None else f"{class_name(names, most[1])} ({most[0]})"
         rows.append((shares[0], label, [name, f"{total:,}", percent(shares[0]), percent(shares[1]), taken]))
-    return [CLASS_HEAD, *(cells for _, _, cells in sorted(rows, key=lambda row: (row[0] or 0.0, row[1])))]
+    return [head, *(cells for _, _, cells in sorted(rows, key=lambda row: (row[0] or 0.0, row[1])))]
 
 
 def confusion_matrix(predictions: Mapping[str, Any]) -> list[tuple[str, list[Cell]]]:

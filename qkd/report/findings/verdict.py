@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
+MOST_APART = 0.005  # what a few images whose two largest logits nearly agree may change; a fraction
 SAME = 0.02  # medians of two measurements of one file differ by up to about 2 %
 
 
 class Figures(Protocol):
     """What is read from a model's row."""
+
+    @property
+    def role(self) -> str:
+        """What it is in the run."""
 
     @property
     def size_bytes(self) -> int | None:
@@ -31,7 +36,7 @@ def verdict(student: Figures | None, twin: Figures | None, teacher: Figures | No
     Args:
         student: Its row.
         twin: The row of the same net in FP32; None if there is none.
-        teacher: The row of the net it learned from.
+        teacher: The row of what it learned from.
         predictions: Content of ``predictions.json``, for the spread of the difference; empty if there is none.
         parity: Content of ``parity.json``.
         under: The student's rows under other execution providers, by the provider's name.
@@ -41,7 +46,7 @@ def verdict(student: Figures | None, twin: Figures | None, teacher: Figures | No
     parts = [*_costs(student, twin), *_speeds(under or {}, twin)]
     points = points_text(student.test_accuracy, teacher.test_accuracy if teacher else None, predictions)
     if points:
-        parts.append(f"{points} vs. the teacher")
+        parts.append(f"{points} vs. the {teacher.role.partition(' (')[0] if teacher else 'teacher'}")
     if not parts:
         return ""
     doubt = "; but the file is NOT proven to be the student" if parity and not parity.get("passed") else ""
@@ -49,9 +54,16 @@ def verdict(student: Figures | None, twin: Figures | None, teacher: Figures | No
 
 
 def points_text(ours: float, theirs: float | None, predictions: Mapping[str, Any]) -> str:
-    """Return the difference of two accuracies in points, with its 95 % half-width if known."""
+    """Return the difference of two accuracies in points, with its 95 % half-width if known.
+
+    Args:
+        ours: The student's.
+        theirs: The other net's.
+        predictions: Content of ``predictions.json``. Its difference is that of the exported files; a teacher that has
+            none (an ensemble), or accuracies by batch statistics, differ by another one.
+    """
     found = predictions.get("difference")
-    if found:
+    if found and (theirs is None or abs(found["value"] - (ours - theirs)) <= MOST_APART):
         return f"{_signed(found['value'])} ± {100 * found['half_width']:.1f} accuracy points"
     return "" if theirs is None else f"{_signed(ours - theirs)} accuracy points"
 

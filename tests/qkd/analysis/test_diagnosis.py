@@ -208,6 +208,39 @@ def test_each_condition_is_needed(name: str, plain: dict[str, float], soft: dict
         assert name not in names(plain, {other: value for other, value in soft.items() if other != key})
 
 
+def test_a_teacher_without_label_smoothing_is_not_called_smoothed() -> None:
+    """One that has learned little has the same rows."""
+    torch.manual_seed(0)
+    noise, labels = torch.randn(400, 6, dtype=torch.float64) * 0.3, torch.arange(400) % 6
+    plain, soft = (teacher_knowledge(noise, labels, temperature=value) for value in (1.0, REFERENCE_TEMPERATURE))
+    names = {
+        smoothing: [one.name for one in find_failures(plain, soft, soft, label_smoothing=smoothing)]
+        for smoothing in (None, 0.0, 0.1)
+    }
+    assert names[0.0][0] == "wrong_classes_alike" and "label_smoothed" not in names[0.0]
+    assert names[None][0] == names[0.1][0] == "label_smoothed"
+    unknown, known = (
+        find_failures(plain, soft, soft, label_smoothing=smoothing)[0].sentence for smoothing in (None, 0.1)
+    )
+    assert "one that has learned little looks the same" in unknown and "learned little" not in known
+
+
+def test_two_classes_have_no_relations_to_erase() -> None:
+    torch.manual_seed(0)
+    labels = torch.arange(400) % 2
+    two = torch.nn.functional.one_hot(labels, 2) * 4 + torch.randn(400, 2, dtype=torch.float64)
+    plain, soft = (teacher_knowledge(two, labels, temperature=value) for value in (1.0, REFERENCE_TEMPERATURE))
+    assert plain.classes == 2 and plain.uniform_share > SMOOTHED_SHARE and soft.relation_information == 0
+    assert "label_smoothed" not in [one.name for one in find_failures(plain, soft, soft)]
+
+
+def test_a_median_of_an_even_number_of_images_is_between_the_two() -> None:
+    pair = torch.tensor([[8.0, 0.0, 0.0], [0.0, 0.0, 0.1]], dtype=torch.float64)
+    smallest = torch.softmax(pair, 1).amin(1)
+    found = teacher_knowledge(pair, torch.tensor([0, 2]))
+    assert found.uniform_share == pytest.approx(3 * float(smallest.mean()))
+
+
 def test_what_is_refused() -> None:
     v, labels = logits(), torch.arange(40) % 5
     cases = [

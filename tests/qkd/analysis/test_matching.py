@@ -69,3 +69,18 @@ def test_the_same_flow_matches_one_to_one() -> None:
 def test_no_layers() -> None:
     with pytest.raises(ValueError, match="layers to match are missing"):
         match_layers({}, {"x": 0.5})
+
+
+def test_distances_far_from_the_origin_keep_their_digits() -> None:
+    torch.manual_seed(0)
+    labels = torch.arange(600) % 10
+    features = torch.randn(10, 64)[labels] + 0.1 * torch.randn(600, 64)
+    for offset in (0.0, 1e3, 1e4):
+        assert class_information(features + offset, labels) == 1.0
+
+
+def test_features_that_are_not_finite_say_nothing() -> None:
+    features = torch.randn(20, 3)
+    features[3, 1] = float("nan")
+    with pytest.raises(ValueError, match="not all finite"):
+        class_information(features, torch.arange(20) % 2)

@@ -87,3 +87,12 @@ def test_some_images_are_of_all_classes_and_seeded() -> None:
     assert torch.equal(first, again) and torch.bincount(train.labels[first]).tolist() == [5, 5, 5, 5]
     for limit in (None, 64, 1000):
         assert torch.equal(some_images(train, limit, torch.Generator()), torch.arange(64))
+
+
+def test_a_net_that_diverged_is_refused() -> None:
+    splits = synthetic_splits(train=20)
+    net = TinyNet()
+    with torch.no_grad():
+        next(net.parameters())[0] = float("nan")
+    with pytest.raises(ValueError, match="of the student are not all finite"):
+        read_outputs(net, splits.train, splits, DATA, CPU, role="student")

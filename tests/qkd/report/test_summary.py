@@ -16,7 +16,7 @@ from qkd.report import SearchRecord, render_page, render_text, summarize
 from qkd.report.page import RunRecord
 from qkd.report.table import align, markdown
 from qkd.report.text import parity_sentence
-from qkd.report.tradeoff import device_charts, device_table
+from qkd.report.tradeoff import _scores, device_charts, device_table
 from qkd.units import bytes_text, megabytes, milliseconds, percent
 
 _files = beside.load(Path(__file__).with_name("run_files.py"))
@@ -95,8 +95,8 @@ def test_the_closing_table_reads_as_it_should(tmp_path: Path) -> None:
         "model                  net          test accuracy (95 %)  parity (optimized)  ONNX file  latency (median)",
         "teacher (= FP32 twin)  resnet8  99.00 % (97.3 .. 99.6 %)                   -    2.50 MB            0.5 ms",
         "student w2a4           resnet8  97.00 % (94.7 .. 98.3 %)  100.00 % (99.99 %)    98.8 kB          0.123 ms",
-        "note: the test set has only 360 images: the student's accuracy is known to ±1.8 points; smaller differences "
-        "are not significant",
+        "note: the test set has only 360 images: the student's accuracy is known to ±1.8 points (`qkd compare` "
+        "compares runs image by image, which is surer)",
         "note: 1 layer left in float: <script>alert('x')</script>&\"| (silu) in float",
         f"report: {run / 'report.html'}",
     ]
@@ -259,6 +259,19 @@ def test_nets_that_helped_the_student_have_lines_of_their_own(tmp_path: Path) ->
         ("teacher, before it was taught", "resnet8", 0.9), ("peer", "resnet8", 0.94), ("peer w4a4", "resnet8", 0.93),
     ]  # fmt: skip
     assert "ensemble of 2 teachers" in render_text(summarize(run))
+    followed = summarize(run).followed
+    assert followed is not None and followed.role == "ensemble of 2 teachers"
+
+
+def test_a_picture_shows_the_teacher_that_is_exported(tmp_path: Path) -> None:
+    """Not the line of what it was before it was taught, which also begins with its role."""
+    run = make_run(tmp_path)
+    write(run / "student" / "teacher" / "result.json", {"net": "resnet8", "test_accuracy": 0.91})
+    summary = summarize(run)
+    assert summary.teacher is not None and summary.teacher.test_accuracy == 0.91
+    scores, words = _scores(summary, {"models": {"student": {}, "teacher": {}}})
+    assert (scores["teacher"], words) == (0.91, "test accuracy")
+    assert summary.followed == summary.teacher
 
 
 NASTY = "<script>alert(1)</script> [x](javascript:y) `c` | \x1b[31m &lt; \n# head"

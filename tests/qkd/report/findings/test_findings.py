@@ -35,8 +35,8 @@ PREDICTIONS = {
 }
 
 
-def row(size: int | None, ms: float | None, accuracy: float | None = 0.9) -> ModelRow:
-    return ModelRow("x", "y", test_accuracy=accuracy, size_bytes=size, median_ms=ms)
+def row(size: int | None, ms: float | None, accuracy: float | None = 0.9, role: str = "teacher (= x)") -> ModelRow:
+    return ModelRow(role, "y", test_accuracy=accuracy, size_bytes=size, median_ms=ms)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,8 @@ def test_the_verdict_says_what_another_provider_gains() -> None:
 
 
 def test_the_verdict_has_a_spread_and_a_doubt_where_they_are_known() -> None:
-    text = verdict(row(1, 1.0), row(1, 1.0), row(1, 1.0), predictions=PREDICTIONS, parity={"passed": False})
+    teacher = row(1, 1.0, 1.1)  # 20 points more, as in the predictions
+    text = verdict(row(1, 1.0), row(1, 1.0), teacher, predictions=PREDICTIONS, parity={"passed": False})
     assert "-20.0 ± 25.0 accuracy points" in text and text.endswith("; but the file is NOT proven to be the student.")
     assert verdict(None, None, None, predictions={}, parity={}) == ""
     assert verdict(row(1, 1.0, None), None, None, predictions={}, parity={}) == ""
@@ -94,6 +95,13 @@ def test_few_images_that_differ_are_no_difference() -> None:
         found = paired_difference(first, np.where(differ, ~first, True))
         claims += abs(found["value"]) > found["half_width"]
     assert claims / 2000 < 0.05
+
+
+def test_a_spread_of_other_figures_is_left_out() -> None:
+    """Predictions are those of exported files: an ensemble has none, and batch statistics give other accuracies."""
+    ensemble = row(None, None, 0.95, "ensemble of 2 teachers")
+    text = verdict(row(1, 1.0), None, ensemble, predictions=PREDICTIONS, parity={})
+    assert text == "-5.0 accuracy points vs. the ensemble of 2 teachers."
 
 
 def test_answers_are_packed_and_read_back() -> None:
@@ -139,7 +147,8 @@ def test_runs_are_compared_image_by_image(tmp_path: Path, capsys: pytest.Capture
     }  # fmt: skip
     assert accuracy["better"].is_paired and accuracy["better"].difference == pytest.approx(0.125)
     half = 1.959964 * np.sqrt(11 - 100 / 82) / 82
-    assert accuracy["better"].interval == pytest.approx((0.125 - half, 0.125 + half))
+    middle = 10 / 82
+    assert accuracy["better"].interval == pytest.approx((middle - half, middle + half))
     assert accuracy["other"].difference is None and accuracy["other"].interval is None
     latency = {(one.run, one.figure): one.verdict for one in table.differences if one.figure.startswith("latency")}
     assert latency["better", "latency, local"] == "slower" and latency["noise", "latency, local"] == "within noise"
@@ -152,10 +161,42 @@ def test_runs_are_compared_image_by_image(tmp_path: Path, capsys: pytest.Capture
     assert "differences" not in rows[0] and rows[1]["differences"][0]["verdict"] == "better"
 
 
+def test_accuracies_by_batch_statistics_are_not_compared_with_others(tmp_path: Path) -> None:
+    """The exported files' answers use the running statistics, so that they do not belong to these accuracies."""
+    paths = [with_answers(tmp_path / name, "+" * 60 + "-" * 20) for name in ("running", "batches", "more")]
+    for path, accuracy in zip(paths[1:], (0.6, 0.65), strict=True):
+        result = json.loads((path / "student" / "result.json").read_text())
+        files.write(path / "student" / "result.json", {**result, "test_accuracy": accuracy, "batch_statistics": 20})
+    mixed, alike = compare_runs(paths[:2]).differences[0], compare_runs(paths[1:]).differences[0]
+    assert mixed.verdict == "not comparable: other statistics in batch norm (data.batch_statistics)"
+    assert mixed.difference is None and mixed.interval is None
+    assert alike.difference == pytest.approx(0.05) and not alike.is_paired
+    assert alike.interval == pytest.approx(unpaired_interval(0.65, 0.6, (80, 80)))
+
+
+def test_answers_of_another_student_are_not_paired(tmp_path: Path) -> None:
+    paths = [with_answers(tmp_path / name, "+" * 60 + "-" * 20) for name in ("one", "two")]
+    result = json.loads((paths[1] / "student" / "result.json").read_text())
+    files.write(paths[1] / "student" / "result.json", {**result, "test_accuracy": 0.5})
+    found = compare_runs(paths).differences[0]
+    assert not found.is_paired and found.difference == pytest.approx(-0.25) and found.verdict == "worse"
+
+
+def test_a_paired_interval_stays_within_what_is_possible() -> None:
+    for right in (1, 2, 5, 10):
+        found = paired_difference(np.ones(right, bool), np.zeros(right, bool))
+        assert found["value"] == 1 and -1 <= found["low"] < found["high"] <= 1
+
+
 def test_what_a_comparison_lacks_is_said_with_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = [files.make_run(tmp_path / name) for name in ("one", "two")]
     for path in paths:
         files.write(path / "config.yaml", {})
+    assert main(["compare", *map(str, paths)]) == 0
+    assert re.search(r"\+0\.0 points +- +unknown: no record of the test images", capsys.readouterr().out)
+    for path in paths:
+        test = {"images": 360, "labels": "l", "pixels": "p", "sampled": 0}
+        files.write(path / "data.json", {"classes": ["a"], "train": {}, "test": test, "fingerprint": "f"})
     assert main(["compare", *map(str, paths)]) == 0
     text = capsys.readouterr().out
     assert "compared with one:" in text and re.search(r"-2\.7 \.\. \+2\.7 points +within noise", text)
@@ -168,7 +209,8 @@ def test_what_a_comparison_lacks_is_said_with_the_command(tmp_path: Path, capsys
 
 
 def test_classes_come_worst_first() -> None:
-    rows = class_table(PREDICTIONS)
+    rows = class_table(PREDICTIONS, "teacher 1 of 2")
+    assert rows[0][3] == "teacher 1 of 2"
     assert [line[0] for line in rows] == ["class", files.EVIL, "newt", "cat"]
     assert rows[1] == [files.EVIL, "4", "25.00 %", "75.00 %", "cat (3)"]
     assert rows[3] == ["cat", "4", "100.00 %", "100.00 %", "-"]
@@ -212,9 +254,7 @@ def page_of(run: Path) -> str:
 def test_the_page_opens_with_a_verdict_and_shows_mistakes(tmp_path: Path) -> None:
     run = make_findings(tmp_path / "run")
     text = page_of(run)
-    assert text.index(
-        '<p class="verdict">25.3 x smaller than FP32, 4.1 x faster, -20.0 ± 25.0 accuracy points'
-    ) < text.index("<table")
+    assert text.index('<p class="verdict">25.3 x smaller than FP32, 4.1 x faster, ') < text.index("<table")
     assert set(re.findall(r'src="([^,"]*)', text)) == {"data:image/png;base64"}, "no resource from elsewhere"
     assert not re.search(r"https?://|url\(|@import|href=|<script", text)
     page = files.Page(text)

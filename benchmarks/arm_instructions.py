@@ -90,7 +90,7 @@ if library:
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = options.inter_op_num_threads = 1
 options.log_severity_level = 4
-session = onnxruntime.InferenceSession(path, options, providers=providers)
+session = onnxruntime.InferenceSession(path, options, providers=providers, enable_fallback=0)
 assert session.get_providers() == providers, session.get_providers()
 entry = session.get_inputs()[0]
 image = numpy.random.default_rng(0).standard_normal((1, *entry.shape[1:])).astype(numpy.float32)

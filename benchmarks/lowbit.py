@@ -87,7 +87,7 @@ def open_session(path: Path, providers: list[str], threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(str(path), options, providers=providers)
+    return onnxruntime.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
 
 
 def in_turns(calls: list[Callable[[], Any]], rounds: int, clock: Callable[[], float]) -> npt.NDArray[np.float64]:

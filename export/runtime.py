@@ -88,10 +88,12 @@ def open_session(
         options.add_session_config_entry(RECORDS_CLAIMS, "1")
     if optimized_path is not None:
         options.optimized_model_filepath = str(optimized_path)
-    chosen: dict[str, Any] = {"providers": [provider] if provider == CPU else [provider, CPU]}
+    # without it, a session whose provider fails opens another on the CPU and gives that one's outputs
+    chosen: dict[str, Any] = {"enable_fallback": 0}
     if devices:
         options.add_provider_for_devices(devices, {})
-        chosen = {}
+    else:
+        chosen["providers"] = [provider] if provider == CPU else [provider, CPU]
     if isinstance(model, bytes):
         return ort.InferenceSession(model, options, **chosen)
     try:

@@ -326,10 +326,12 @@ def open_session(ort: Any, path: str, job: dict[str, Any], entry: dict[str, Any]
     if provider == "XnnpackExecutionProvider":  # it has its own thread pool
         settings["intra_op_num_threads"] = str(job["threads"])
     providers: list[Any] = [provider] if provider == CPU else [(provider, settings), CPU]
-    chosen: dict[str, Any] = {"providers": providers}
+    # without it, a session whose provider fails opens another on the CPU, which would be measured in its place
+    chosen: dict[str, Any] = {"enable_fallback": 0}
     if devices:
         options.add_provider_for_devices(devices, settings)
-        chosen = {}
+    else:
+        chosen["providers"] = providers
     try:
         session = ort.InferenceSession(path, options, **chosen)
     except Exception as error:  # onnxruntime's exceptions share no public base

@@ -227,7 +227,8 @@ def make_session(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
                 names.insert(0, lowbit.register())
             except lowbit.LowBitUnavailableError as error:
                 pytest.skip(str(error))
-        return onnxruntime.InferenceSession(model if isinstance(model, bytes) else str(model), options, providers=names)
+        source = model if isinstance(model, bytes) else str(model)
+        return onnxruntime.InferenceSession(source, options, providers=names, enable_fallback=0)
 
     return session
 

@@ -34,7 +34,11 @@ bool in_limits(const std::vector<int64_t>& values, size_t count, int64_t low, in
 }
 
 Matcher::Matcher(const Graph& graph, const Kernels* kernels)
-    : graph_(graph), kernels_(kernels), ranges_(find_ranges(graph)) {}
+    : graph_(graph),
+      kernels_(kernels),
+      ranges_(find_ranges(graph)),
+      uncertain_sizes_(find_uncertain_sizes(graph)),
+      batches_(find_batches(graph)) {}
 
 std::vector<Candidate> Matcher::match() {
     std::vector<Candidate> found;
@@ -66,7 +70,7 @@ std::optional<Candidate> Matcher::at(int node) {
 
 bool Matcher::tensor_info(int value, TensorInfo* info) const {
     const Value& it = graph_.values[value];
-    if (!it.has_shape || it.shape.size() != 4) return false;
+    if (!it.has_shape || it.shape.size() != 4 || uncertain_sizes_[value]) return false;
     if (!in_limits({it.shape.begin() + 1, it.shape.end()}, 3, 1, kLongestSide)) return false;
     info->channels = static_cast<int>(it.shape[1]);
     info->height = static_cast<int>(it.shape[2]);
@@ -169,7 +173,9 @@ std::optional<Candidate> Matcher::sum(int place) {
         return x.channels == y.channels && x.height == y.height && x.width == y.width;
     };
     if (!same(in, other) || !same(in, out)) return std::nullopt;
-    if (graph_.values[node.inputs[0]].shape[0] != graph_.values[node.inputs[1]].shape[0]) return std::nullopt;
+    const int64_t rows = graph_.values[node.inputs[0]].shape[0];
+    if (rows != graph_.values[node.inputs[1]].shape[0]) return std::nullopt;
+    if (rows < 0 && batches_[node.inputs[0]] != batches_[node.inputs[1]]) return std::nullopt;  // either may be one
     const bool is_pattern = graph_.nodes[a->second.node].op == "DequantizeLinear" &&
                             graph_.nodes[b->second.node].op == "DequantizeLinear" && node.inputs[0] != node.inputs[1];
     found.step.kind = OpKind::kAdd;

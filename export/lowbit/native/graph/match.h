@@ -10,6 +10,7 @@
 #include "graph/graph.h"
 #include "program/program.h"
 #include "graph/ranges.h"
+#include "graph/sizes.h"
 
 namespace lowbit {
 
@@ -37,7 +38,7 @@ public:
     std::vector<Candidate> match();
 
     const std::map<int, Real>& reals() const { return reals_; }
-    // Channels, height and width where all are known and small enough; no stride.
+    // Channels, height and width where all are known, certain and small enough; no stride.
     bool tensor_info(int value, TensorInfo* info) const;
     bool is_signed(int value) const;
     bool becomes_unsigned(int codes) const;  // the runtime turns int8 into uint8 there
@@ -69,6 +70,8 @@ private:
     const Graph& graph_;
     const Kernels* kernels_;
     std::vector<Range> ranges_;
+    std::vector<bool> uncertain_sizes_;
+    std::vector<int> batches_;
     std::map<int, Real> reals_;
 };
 

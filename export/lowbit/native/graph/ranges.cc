@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <set>
+#include <string>
 
 namespace lowbit {
 
@@ -19,11 +21,15 @@ Range hull(const Range& a, const Range& b) { return {std::min(a.low, b.low), std
 class Ranges {
 public:
     explicit Ranges(const Graph& graph) : graph_(graph) {
-        for (const Value& value : graph.values) found_.push_back(unknown(value));
+        for (const Value& value : graph.values) {
+            found_.push_back(unknown(value));
+            is_number_.push_back(is_code(value) || is_finite(value));
+        }
     }
 
     std::vector<Range> find() {
         for (const Node& node : graph_.nodes) {
+            note_numbers(node);
             Range range;
             if (node.outputs.empty() || node.outputs[0] == kNone || !of(node, &range)) continue;
             if (std::isnan(range.low) || std::isnan(range.high) || range.low > range.high) continue;
@@ -33,6 +39,27 @@ public:
     }
 
 private:
+    static bool is_finite(const Value& value) {
+        if (value.constant == nullptr || value.type != Type::kFloat) return false;
+        const float* const first = static_cast<const float*>(value.constant);
+        return std::all_of(first, first + value.count, [](float one) { return std::isfinite(one); });
+    }
+
+    // Whether the output can be NaN in no run: it is made from codes and finite constants by operators that make none.
+    void note_numbers(const Node& node) {
+        static const std::set<std::string> makes_none = {
+            "Abs", "Add", "AveragePool", "BatchNormalization", "Clip", "Concat", "Conv", "ConvTranspose", "DequantizeLinear",
+            "Elu", "Erf", "Flatten", "Gelu", "Gemm", "GlobalAveragePool", "GlobalMaxPool", "HardSigmoid", "HardSwish",
+            "Identity", "LeakyRelu", "MatMul", "Max", "MaxPool", "Min", "Mul", "Neg", "PRelu", "ReduceMean", "Relu",
+            "Reshape", "Sigmoid", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze"};
+        bool is_number = makes_none.count(node.op) > 0;
+        const bool is_dequantize = node.op == "DequantizeLinear";  // of codes of any type
+        const bool has_axes = node.op == "Reshape" || node.op == "Squeeze" || node.op == "Unsqueeze" || node.op == "ReduceMean";
+        for (size_t i = 0; i < (has_axes ? std::min<size_t>(1, node.inputs.size()) : node.inputs.size()); ++i)
+            is_number = is_number && (node.inputs[i] == kNone || is_number_[node.inputs[i]] || (is_dequantize && i != 1));
+        if (!node.outputs.empty() && node.outputs[0] != kNone && is_number) is_number_[node.outputs[0]] = true;
+    }
+
     const Range& input(const Node& node, size_t place) const { return found_[node.inputs[place]]; }
     bool has(const Node& node, size_t place) const { return place < node.inputs.size() && node.inputs[place] != kNone; }
 
@@ -68,6 +95,7 @@ private:
         float scale;
         int zero;
         bool is_signed;
+        if (!is_number_[node.inputs[0]]) return false;  // of NaN the runtime makes any code
         if (!scalar_grid(graph_, node, &scale, &zero, &is_signed)) return false;
         const Range& real = input(node, 0);
         const auto code = [&](double value, double slack) {
@@ -105,6 +133,7 @@ private:
 
     const Graph& graph_;
     std::vector<Range> found_;
+    std::vector<bool> is_number_;  // never NaN
 };
 
 }  // namespace

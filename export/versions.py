@@ -1,6 +1,10 @@
-"""Versions of onnxruntime: the oldest that files and measurements need, and how one is written."""
+"""Versions of onnxruntime: the oldest that files and measurements need, how one is written, which compute wrongly."""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from pathlib import Path
 
 Version = tuple[int, int]
 OLDEST: Version = (1, 14)
@@ -9,3 +13,36 @@ OLDEST: Version = (1, 14)
 def version_text(version: Version) -> str:
     """Return a version as text: ``1.17``."""
     return ".".join(map(str, version))
+
+
+AMX = "amx_int8"
+AMX_FAULTY: tuple[Version, Version] = ((1, 21), (1, 25))  # from, to (measured: 1.20 and 1.25 are right)
+
+
+def arithmetic_note(version: str | None, cpu_flags: Collection[str]) -> str:
+    """Return what an onnxruntime computes wrongly on a processor; empty if nothing is known.
+
+    Args:
+        version: As ``onnxruntime.__version__``; None if unknown.
+        cpu_flags: The processor's instruction sets, by Linux's names.
+    """
+    numbers = re.match(r"(\d+)\.(\d+)", version or "")
+    if numbers is None or AMX not in cpu_flags:
+        return ""
+    low, high = AMX_FAULTY
+    if not low <= (int(numbers[1]), int(numbers[2])) < high:
+        return ""
+    return (
+        f"onnxruntime {version} multiplies 8-bit integers wrongly with AMX where a layer's outputs are no multiple of "
+        f"16 (its issue 26324); use {version_text(high)} or later, or one before {version_text(low)}"
+    )
+
+
+def local_cpu_flags() -> frozenset[str]:
+    """Return this processor's instruction sets, by Linux's names; empty if the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    texts = (line.partition(":")[2] for line in lines if line.lower().startswith(("flags", "features")))
+    return frozenset(next(texts, "").split())

@@ -83,6 +83,8 @@ class DoctorReport:
         ]
         width = max(len(name) for name, _ in rows)
         lines = [f"{name:<{width}}  {value}" for name, value in rows]
+        if note := _arithmetic_note(self.versions.get("onnxruntime"), self.cpu_flags):
+            lines.append(f"note: {note}")
         lines += [f"CLASH {clash.name}: {clash.what}" for clash in self.clashes]
         return "\n".join([*lines, "all is well" if self.is_healthy else f"{len(self.clashes)} clash(es)"])
 
@@ -102,6 +104,14 @@ def examine() -> DoctorReport:
         resolves_to={name: str(_resolve(name) or "not found") for name in NAMES},
         clashes=tuple(find_clashes()),
     )
+
+
+def _arithmetic_note(version: str | None, flags: tuple[str, ...]) -> str:
+    try:
+        from export.versions import arithmetic_note
+    except ImportError:  # `export` is another distribution's, which is reported as a clash
+        return ""
+    return arithmetic_note(version, flags)
 
 
 def own_version() -> str:

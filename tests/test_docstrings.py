@@ -41,7 +41,6 @@ GUARDS = {
     "_content": {"ValueError"},  # of a schedule file, whose faults are collected before
     "stratified_quotas": {"ValueError"},  # the config has checked the fraction, and limits are cut to what is there
     "channel_statistics": {"ValueError"},  # of no images: the readers refuse an empty set
-    "facts_of": {"TypeError"},  # a kind of split that no reader makes
     "optimized_graph": {"FileNotFoundError", "ValueError"},  # of a graph in memory, on one thread
     "program_of_view": {"TypeError"},  # two passes disagree about a view
 }

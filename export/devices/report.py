@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from export.devices.connections.address import DeviceError
+from export.versions import arithmetic_note
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,8 @@ def measured(answer: Mapping[str, Any], name: str, *, entry: str) -> dict[str, A
         ends = (answer["before"], answer["after"])
         for key in ("frequency_mhz", "temperature_c", "load"):
             fields[key] = tuple(_optional(end.get(key), key) for end in ends)
-        fields["machine"] = _machine(answer["machine"])
+        fields["machine"] = known = _machine(answer["machine"])
+        fields["notes"] += tuple(filter(None, [arithmetic_note(known["onnxruntime"], known["cpu_flags"])]))
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise DeviceError(f"the device's answer is not what the runner writes: {error!r}") from error
     return fields

@@ -16,6 +16,7 @@ from export.lowbit.build import LowBitUnavailableError, built_library, host_tool
 from export.versions import version_text
 
 PROVIDER = "LowBitExecutionProvider"
+SWITCH = "QKD_LOWBIT"  # 0 in the environment: do not use it
 PACKAGE = "onnxruntime_ep_lowbit"  # the library alone, for devices without a compiler
 OLDEST_RUNTIME = (1, 23)  # the first with compiled nodes in plugin providers
 
@@ -71,7 +72,7 @@ def availability() -> Availability:
     Returns:
         The kernels it would use, or why it would use none.
     """
-    if os.environ.get("QKD_LOWBIT") == "0":
+    if os.environ.get(SWITCH) == "0":
         return Availability("", "switched off by QKD_LOWBIT=0")
     try:
         _runtime()
@@ -123,7 +124,7 @@ def providers() -> list[str]:
     try:
         name, onnxruntime = register(), _runtime()
     except LowBitUnavailableError as error:
-        _say_once(str(error))
+        _say_once(str(error), is_wanted=os.environ.get(SWITCH) == "0")
         return ["CPUExecutionProvider"]
     if name not in onnxruntime.get_available_providers():
         _say_once(f"onnxruntime {onnxruntime.__version__} takes it by device, not by name (add_provider_for_devices)")
@@ -132,8 +133,10 @@ def providers() -> list[str]:
 
 
 @functools.cache
-def _say_once(reason: str) -> None:
-    logger.info("low-bit execution provider: %s; the CPU provider computes everything", reason)
+def _say_once(reason: str, *, is_wanted: bool = False) -> None:
+    """Log why the provider is not used: a warning, which Python prints by default, unless someone asked for it."""
+    level = logging.INFO if is_wanted else logging.WARNING
+    logger.log(level, "low-bit execution provider: %s; the CPU provider computes everything", reason)
 
 
 def _runtime() -> Any:

@@ -22,6 +22,7 @@ from export.parity.with_runtime import RuntimeTally
 from export.runtime import load_model, open_session, runtime
 from export.storage.metadata import as_a_file, check_structure, properties_of, read_property
 from export.storage.preprocessing import Preprocessing
+from export.versions import arithmetic_note, local_cpu_flags
 
 Array = npt.NDArray[np.float32]
 TAP_KEYS = {"name": str, "tensor": str, "scale": float, "zero_point": int}
@@ -67,6 +68,8 @@ class Ways:
             # a file that loads here and not there is a finding, not an input error
             self.on = attempted(lambda: open_session(path, optimize=True, threads=threads))
             self.runtime_version = str(runtime().__version__)
+            note = arithmetic_note(self.runtime_version, local_cpu_flags())
+            self.notes = (note,) if note else ()
 
     def match(self, expected: Expected) -> Iterator[tuple[str, str]]:
         """Keep the outputs and quantizers that student and file share; yield every other one, and why it is left out.

@@ -127,20 +127,21 @@ def cached_library(name: str, make: Callable[[Path], Path]) -> Path:
         make: Compiles it in the given folder, and returns the library.
 
     Returns:
-        The library in ``$XDG_CACHE_HOME/qkd`` (``~/.cache/qkd``), or in a temporary folder where that is read-only.
+        The library in ``$XDG_CACHE_HOME/qkd`` (``~/.cache/qkd``), or in a temporary folder where that is read-only or
+        there is no home.
 
     Raises:
         Exception: What ``make`` raises; nothing is left behind then.
         OSError: If no folder is writable at all.
     """
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qkd"
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qkd"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         library = folder / name
         if library.is_file():
             return library
         work = Path(tempfile.mkdtemp(dir=folder))
-    except OSError:  # a read-only home: compiled again in every process
+    except (OSError, RuntimeError):  # a read-only home, or none at all: compiled again in every process
         work = Path(tempfile.mkdtemp(prefix="qkd-"))
         library = work / name
     try:

@@ -325,15 +325,13 @@ def open_session(ort: Any, path: str, job: dict[str, Any], entry: dict[str, Any]
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if provider == "XnnpackExecutionProvider":  # it has its own thread pool
         settings["intra_op_num_threads"] = str(job["threads"])
-    providers: list[Any] = [provider] if provider == CPU else [(provider, settings), CPU]
-    # without it, a session whose provider fails opens another on the CPU, which would be measured in its place
-    chosen: dict[str, Any] = {"enable_fallback": 0}
+    chosen: dict[str, Any] = {"providers": [provider] if provider == CPU else [(provider, settings), CPU]}
     if devices:
         options.add_provider_for_devices(devices, settings)
-    else:
-        chosen["providers"] = providers
+        chosen = {}
     try:
-        session = ort.InferenceSession(path, options, **chosen)
+        # with its fallback, a provider that fails would be replaced by the CPU's, which would be measured
+        session = ort.InferenceSession(path, options, enable_fallback=0, **chosen)
     except Exception as error:  # onnxruntime's exceptions share no public base
         text = f"{name}: onnxruntime {ort.__version__} cannot load it ({error}); export it again"
         raise Refused(text) from error

@@ -14,7 +14,7 @@ class Figures(Protocol):
 
     @property
     def role(self) -> str:
-        """What it is in the run."""
+        """Its description in the run."""
 
     @property
     def size_bytes(self) -> int | None:

@@ -20,6 +20,7 @@ import torch
 
 from export import lowbit
 from export.lowbit import build, provider
+from quantizers.native.building import cached_library
 
 NATIVE = build.SOURCES
 ROOT = Path(__file__).resolve().parents[3]
@@ -39,7 +40,7 @@ def test_without_a_compiler_one_line_says_so_and_the_cpu_does_it(
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setitem(sys.modules, "onnxruntime_ep_lowbit", None)
     provider._say_once.cache_clear()
-    with caplog.at_level("INFO"):
+    with caplog.at_level("WARNING"):
         assert lowbit.providers() == lowbit.providers() == ["CPUExecutionProvider"]
     assert [record.message for record in caplog.records] == [
         "low-bit execution provider: no C++ compiler: install g++ or clang++ to build the low-bit execution provider; "
@@ -62,6 +63,24 @@ def test_a_compiler_that_fails_gives_its_first_error(
     assert list((tmp_path / "cache" / "qkd").iterdir()) == []  # nothing half-made stays
     (said,) = (record.message for record in caplog.records)  # whoever waits knows what for
     assert re.fullmatch(r"compiling the low-bit execution provider for \w+, once: about half a minute", said)
+
+
+def test_without_a_home_folder_it_is_compiled_in_a_temporary_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def homeless(_: Any = None) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def make(folder: Path) -> Path:
+        (folder / "made.so").write_bytes(b"x")
+        return folder / "made.so"
+
+    found = cached_library("named.so", make)
+    assert found.read_bytes() == b"x" and tmp_path in found.parents
 
 
 def test_it_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import subprocess
 import sys
@@ -397,6 +398,18 @@ def test_a_branch_that_nobody_reads_is_left_alone(make_session: Session) -> None
 @pytest.mark.slow
 def test_many_spoiled_files(tmp_path: Path, random_net: Nets) -> None:
     check_spoiled_files(range(50, 80), 30, tmp_path, random_net, {})
+
+
+def test_a_session_that_never_ran_has_no_times(
+    tmp_path: Path, random_net: Nets, make_session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "profile.jsonl"
+    monkeypatch.setenv("LOWBIT_PROFILE", str(path))
+    session = make_session(random_net(5)[0], provider=True)
+    del session
+    gc.collect()
+    times = [op["nanoseconds"] for line in path.read_text().splitlines() for op in json.loads(line)["operations"]]
+    assert times and set(times) == {None}
 
 
 def test_a_profile_is_json_whatever_the_names(random_net: Nets, make_session: Session, claimed: Claimed) -> None:

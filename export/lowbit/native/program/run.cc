@@ -336,10 +336,12 @@ void write_profile(const Program& program, const char* path) {
     std::FILE* const file = std::fopen(path, "a");
     if (file == nullptr) return;
     std::fprintf(file, "{\"kernels\": \"%s\", \"operations\": [", program.kernels->name);
-    for (size_t i = 0; i < program.ops.size(); ++i)
-        std::fprintf(file, "%s{\"name\": \"%s\", \"kind\": \"%s\", \"nanoseconds\": %lld}", i ? ", " : "",
+    for (size_t i = 0; i < program.ops.size(); ++i) {
+        const int64_t least = program.profile->nanoseconds[i].load();
+        std::fprintf(file, "%s{\"name\": \"%s\", \"kind\": \"%s\", \"nanoseconds\": %s}", i ? ", " : "",
                      json_text(program.ops[i].name).c_str(), kinds[static_cast<int>(program.ops[i].kind)],
-                     static_cast<long long>(program.profile->nanoseconds[i]));
+                     least == INT64_MAX ? "null" : std::to_string(least).c_str());  // null: it has never run
+    }
     std::fprintf(file, "]}\n");
     std::fclose(file);
 }

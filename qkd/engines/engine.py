@@ -37,6 +37,8 @@ class Engine:
     """Index of this process among them, from 0."""
     local_rank = 0
     """Index of this process among those on its machine, from 0; also the index of its GPU."""
+    step_seed = 0
+    """Seed of the current training step, the same on all: of what each process computes for the whole batch."""
     synchronizes = True
     """Whether batch norm uses the statistics of the whole batch, rather than those of the process's share."""
 
@@ -109,6 +111,22 @@ class Engine:
             rows: The rows of this process, shape ``[images, ...]``.
         """
         return rows
+
+    @contextmanager
+    def same_draws(self) -> Iterator[None]:
+        """Return a context in which all processes draw the same, as one device would at the start of the step.
+
+        Losses of the whole batch that draw (a mask per image) need it: every process computes them, and the gradients
+        are averaged.
+        """
+        if self.size == 1:
+            yield
+            return
+        import torch
+
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(self.step_seed)
+            yield
 
     def on_whole_batches(self) -> AbstractContextManager[object]:
         """Return a context in which every process computes on whole batches, so batch norm need not gather."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from qkd.config import RunConfig
 from qkd.engines.engine import current
@@ -25,6 +25,7 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
 
 
 TRAINS = ("teacher", "search", "distill")  # stages that several devices share; the first process runs the others
+FOLDERS = {"teacher": ("teacher",), "distill": ("student", "generator")}  # with the checkpoints of a stage's trainings
 LOOKS = ("teacher", "search", "distill", "export")  # stages that load the images and check them themselves
 
 
@@ -80,7 +81,26 @@ def _why_to_run(run: RunFolder, name: str, progress: Progress, *, looks: bool) -
     reason = run.why_incomplete(name)
     if looks and not (reason and name in LOOKS):
         _check_images(run, progress)
+    if not reason:
+        _drop_leftovers(run, name)
     return reason
+
+
+def _drop_leftovers(run: RunFolder, name: str) -> None:
+    """Delete the checkpoints of a complete stage, which a kill right after its last file has left behind."""
+    left = [place for folder in FOLDERS.get(name, ()) for place in (run.path / folder).rglob("checkpoint")]
+    if left and not _keeps_checkpoint(run.config.model_dump()):
+        from qkd.training.checkpoint import CheckpointStore  # imports torch
+
+        for place in left:
+            CheckpointStore(place, warn=lambda _: None).clear()
+
+
+def _keeps_checkpoint(section: Any) -> bool:
+    """Return whether the last checkpoint of some training is to be kept."""
+    if isinstance(section, Mapping):
+        return bool(section.get("keep_checkpoint")) or any(map(_keeps_checkpoint, section.values()))
+    return isinstance(section, list | tuple) and any(map(_keeps_checkpoint, section))
 
 
 def _own_stages() -> Mapping[str, Stage]:

@@ -102,7 +102,8 @@ class Trial:
         job = replace(
             shared,
             role=f"search {shared.role} {turn.member}",  # names the member's random draws: order, augmentation, dropout
-            config=shared.config.model_copy(update={"checkpoint_every_s": NEVER_S}),
+            # a turn ends where the next one begins, so its last weights are scored
+            config=shared.config.model_copy(update={"checkpoint_every_s": NEVER_S, "keep": "last"}),
             splits=without_validation(shared.splits),
             agent=agent_of_schedule(turn.schedule, agent, epochs=shared.config.epochs, mean=shared.splits.mean),
             folder=turn.result.parent,

@@ -64,6 +64,8 @@ def federate(run: RunFolder, progress: Progress) -> FederatedReport:
     for name, stage in FEDERATED.items():
         why = run.why_incomplete(name)
         progress.stage(name, {"": "already complete", "not run": ""}.get(why, why))
+        if name == "federate" and not why:  # a kill right after its last file leaves them behind
+            _checkpoints(run, progress).clear()
         if why:
             with cpu_threads(run.config.threads):
                 stage(run, progress)
@@ -77,13 +79,17 @@ def train(run: RunFolder, progress: Progress) -> None:
     federation = Federation(run.config, splits, device)
     folder = run.folder(FOLDER)
     write_json(folder / "clients.json", {"classes": list(splits.classes), "images": federation.label_counts.tolist()})
-    store = CheckpointStore(folder / "checkpoint", progress.warn)
+    store = _checkpoints(run, progress)
     server = Server(federation, store, progress)
     server.resume()
     _drive(server, progress)
     files = [folder / "clients.json", *write_rounds(folder, server.rows), *_save(run, server, splits)]
     run.complete("federate", files)
     store.clear()
+
+
+def _checkpoints(run: RunFolder, progress: Progress) -> CheckpointStore:
+    return CheckpointStore(run.path / FOLDER / "checkpoint", progress.warn)
 
 
 def _drive(server: Server, progress: Progress) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from qkd.engines.engine import current
 from qkd.losses.choices import HEADS
 from qkd.terms.width_adapters import WidthAdapters
 
@@ -136,7 +137,7 @@ class MultiHeadGraph(nn.Module):
 
     def predictions(self, graphs: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
         """Return each estimator's prediction from a graph and the earlier vectors, ``[batch, width]``."""
-        with torch.autocast(vectors[0].device.type, enabled=False):
+        with torch.autocast(vectors[0].device.type, enabled=False), current().same_draws():
             return [
                 estimator(graph, before)
                 for estimator, graph, before in zip(self.estimators, graphs, vectors[:-1], strict=True)

@@ -249,6 +249,7 @@ class Trainer:
         return Moment(lr / peak, peak, (self.at.epoch * self.steps + self.at.step) / total, total, phase.settles)
 
     def _forward(self, phase: Phase, batch: Batch) -> StepResult:
+        self.engine.step_seed = derive(self.job.seed, self.job.role, "model", batch.epoch, batch.step)
         others = (self.engine.rank,) if self.engine.rank else ()  # else all would use the same dropout masks
         torch.manual_seed(derive(self.job.seed, self.job.role, "model", batch.epoch, batch.step, *others))
         with self.precision.context(enabled=phase.allows_autocast):

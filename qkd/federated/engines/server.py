@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from qkd.federated.federation import Federation
@@ -13,9 +15,12 @@ from qkd.federated.strategies import STRATEGIES
 from qkd.progress import Progress
 from qkd.training.checkpoint import Checkpoint, CheckpointStore
 from qkd.training.evaluate import accuracy
+from qkd.training.origin import other_settings
 from qkd.training.state import below, fill
 from qkd.units import percent
 
+MAY_CHANGE = ("rounds", "engine", "evaluate_every")  # keys that do not affect a round
+SHOWN = 4  # differences to name
 STRATEGY = "strategy/"  # prefix in a checkpoint; the net has the one of messages
 
 
@@ -47,11 +52,48 @@ class Server:
         checkpoint = self.store.load()
         if checkpoint is None:
             return
-        tensors = checkpoint.tensors
-        self.model = {name: tensors[MODEL + name] for name in self.model}
-        self.strategy.restore(below(tensors, STRATEGY))
+        self._require_same_run(checkpoint)
+        self.model = below(checkpoint.tensors, MODEL)
         self.rows = list(checkpoint.state["rows"])
         self.progress.say(f"federated: resuming after round {self.rows[-1]['round']}")
+
+    def _settings(self) -> dict[str, Any]:
+        """Return what a round depends on besides the rounds before it."""
+        federation = self.federation
+        own = federation.settings.model_dump(mode="json", exclude=set(MAY_CHANGE))
+        start = hashlib.sha256()
+        for name, tensor in sorted(federation.start.items()):
+            start.update(name.encode())
+            start.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return {
+            **{f"federated.{key}": value for key, value in own.items()},
+            "seed": federation.seed,
+            "images": federation.splits.fingerprint,
+            "start": start.hexdigest(),
+        }
+
+    def _require_same_run(self, checkpoint: Checkpoint) -> None:
+        """Restore the strategy, unless the checkpoint is of another run.
+
+        Raises:
+            ValueError: If so.
+        """
+        then, found = checkpoint.state.get("settings"), below(checkpoint.tensors, MODEL)
+        faults = other_settings(then, self._settings())
+        for name in sorted({*found, *self.model}):
+            sizes = [str(list(one[name].shape)) if name in one else "missing" for one in (found, self.model)]
+            faults += [f"{name}: {sizes[0]} then, {sizes[1]} now"] if sizes[0] != sizes[1] else []
+        if not faults:
+            try:
+                self.strategy.restore(below(checkpoint.tensors, STRATEGY))
+            except (KeyError, RuntimeError, ValueError) as error:
+                faults.append(f"state of the strategy: {error}")
+        if faults:
+            more = f", and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+            raise ValueError(
+                f"{self.store.folder}: the checkpoint is of another run ({'; '.join(faults[:SHOWN])}{more}); restore "
+                f"the one of this run, or delete {self.store.folder.parent} to train again"
+            )
 
     def rounds(self) -> range:
         """Return the rounds that are left."""
@@ -107,7 +149,7 @@ class Server:
             self._row["test_accuracy"] = self._score()
         self.rows.append(self._row)
         tensors = prefixed(MODEL, self.model) | prefixed(STRATEGY, self.strategy.state())
-        self.store.save(server_round, Checkpoint(tensors, {"rows": self.rows}))
+        self.store.save(server_round, Checkpoint(tensors, {"rows": self.rows, "settings": self._settings()}))
         return round_line(self.rows[-1], self.federation.settings.rounds)
 
     def _score(self) -> float:

@@ -284,3 +284,21 @@ def test_who_speaks_up(member: pytest.MonkeyPatch) -> None:
     assert not joining.speaks_up(ConfigError(["the same in all"])), "the first one has the same to say"
     assert joining.speaks_up(OSError("a disk of this machine")) and not joining.speaks_up(FirstFailedError())
     assert joining.exit_code(PeerLostError(), 1) == LOST and joining.exit_code(OSError(), BAD_INPUT) == BAD_INPUT
+
+
+def test_processes_draw_the_same_where_each_computes_the_whole_batch() -> None:
+    """MHGD drops heads; with other masks in each process, the mean of the gradients would be that of two losses."""
+    drawn = []
+    for rank in range(2):
+        engine = Engine()
+        engine.size, engine.rank, engine.step_seed = 2, rank, 5
+        torch.manual_seed(100 + rank)
+        after = torch.random.get_rng_state()
+        with engine.same_draws():
+            drawn.append(torch.rand(4))
+        assert torch.equal(torch.random.get_rng_state(), after), "its own draws are as if there were no block"
+    torch.manual_seed(5)
+    assert torch.equal(drawn[0], drawn[1]) and torch.equal(drawn[0], torch.rand(4)), "as on one device"
+    torch.manual_seed(3)
+    with Engine().same_draws():
+        assert torch.equal(torch.rand(4), torch.rand(4, generator=torch.Generator().manual_seed(3)))

@@ -64,6 +64,43 @@ def test_killed_in_a_round_it_resumes_bit_for_bit(strategy: str, precision: str,
     assert all(bool(tensor.isfinite().all()) for tensor in server.model.values() if tensor.is_floating_point())
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"lr": 0.4}, "federated.lr: 0.4 then, 0.05 now"),
+        ({"student": {"net": "resnet8"}}, ": .* then, missing now|missing then"),
+        ({"strategy": "feddistill"}, "federated.strategy"),
+        ({}, "seed: 7 then, 1 now"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(
+    changes: dict[str, Any], words: str, data: Path, tmp_path: Path
+) -> None:
+    """It would be trained on, and exported as this run's student."""
+    config = tiny_federated(data, **{"precision": "float", **changes})
+    config = config if changes else config.model_copy(update={"seed": 7})
+    other = server_of(config, tmp_path)
+    other.aggregate_train(1, [Worker(other.federation).answer(order) for order in other.configure_train(1)])
+    other.close_round(1)
+    server = server_of(tiny_federated(data, precision="float"), tmp_path)
+    with pytest.raises(ValueError, match=f"the checkpoint is of another run .*{words}"):
+        server.resume()
+    assert not server.rows and server.model.keys() == dict(server.federation.start).keys()
+
+
+def test_a_checkpoint_without_settings_is_resumed(data: Path, tmp_path: Path) -> None:
+    """Older versions did not write them."""
+    server = server_of(tiny_federated(data, precision="float"), tmp_path)
+    server.aggregate_train(1, [Worker(server.federation).answer(order) for order in server.configure_train(1)])
+    server.close_round(1)
+    checkpoint = server.store.load()
+    assert checkpoint is not None
+    server.store.save(2, replace(checkpoint, state={"rows": checkpoint.state["rows"]}))
+    again = server_of(tiny_federated(data, precision="float"), tmp_path)
+    again.resume()
+    assert again.rows == server.rows and same(again, server)
+
+
 def test_one_client_is_plain_training(data: Path, tmp_path: Path) -> None:
     """Averaging one client is the identity: its weight is 1, and the global net is what it uploaded."""
     config = tiny_federated(data, clients=1, precision="float", rounds=1)
@@ -283,7 +320,7 @@ def test_mean_logits_are_of_those_who_have_the_class(data: Path) -> None:
 def test_a_checkpoint_of_another_strategy_is_refused(data: Path, tmp_path: Path) -> None:
     trained(tiny_federated(data, "feddistill", precision="float", rounds=1), tmp_path)
     server = server_of(tiny_federated(data, "fedavg", precision="float", rounds=2), tmp_path)
-    with pytest.raises(ValueError, match="class_known, class_logits, which this strategy does not use"):
+    with pytest.raises(ValueError, match="federated.strategy: 'feddistill' then, 'fedavg' now"):
         server.resume()
 
 

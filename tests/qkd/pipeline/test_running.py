@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 
 import pytest
+import torch
 
 from qkd.cli import STAGE_NAMES
 from qkd.config.binding import bind
@@ -14,6 +15,7 @@ from qkd.files.yaml_text import parse_yaml
 from qkd.pipeline.running import NEEDS, Stage, run_stages
 from qkd.progress import Progress
 from qkd.run.folder import RunFolder
+from qkd.training.checkpoint import Checkpoint, CheckpointStore
 
 CONFIG = parse_yaml(
     "name: small\ndata: {name: digits}\nteacher: {net: resnet8, train: {epochs: 1}}\n"
@@ -82,3 +84,19 @@ def test_every_stage_is_known_everywhere() -> None:
     from qkd.stages import STAGES
 
     assert list(STAGES) == list(NEEDS) == list(STAGE_NAMES)
+
+
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_checkpoints_that_a_kill_left_behind_are_deleted(tmp_path: Path, is_kept: bool) -> None:  # noqa: FBT001
+    """Right after its manifest, a stage is complete and its checkpoints are still there."""
+    recorder = Recorder()
+    run_all(tmp_path, recorder)
+    config = bind(CONFIG)
+    place = tmp_path / config.name / "student" / "checkpoint"
+    CheckpointStore(place, warn=lambda _: None).save(1, Checkpoint({"w": torch.ones(2)}, {}))
+    if is_kept:
+        train = config.student.train.model_copy(update={"keep_checkpoint": True})
+        config = config.model_copy(update={"student": config.student.model_copy(update={"train": train})})
+    with RunFolder.open(config, runs_dir=tmp_path) as run:
+        run_stages(run, STAGE_NAMES, Progress(io.StringIO()), recorder.stages())
+    assert place.exists() == is_kept

@@ -222,3 +222,9 @@ def test_an_altered_state_is_refused(tmp_path: Path) -> None:
     (tmp_path / "0-0").unlink()
     with pytest.raises(DamagedFileError, match=r"0-0 is missing; restore it, or delete"):
         one.take(following)
+
+
+def test_a_search_for_a_training_that_keeps_the_best_epoch_scores_the_last_one(tmp_path: Path) -> None:
+    """A turn ends where the next one begins. It was refused when the search began: "there are no validation images"."""
+    kept, last = (trial(train={"keep": keep}).take(turn(tmp_path / keep, 0, 0, epochs=2)) for keep in ("best", "last"))
+    assert kept.accuracy == last.accuracy and kept.state_sha256 == last.state_sha256 != ""

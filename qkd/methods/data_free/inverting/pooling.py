@@ -132,7 +132,17 @@ class PoolRole:
     def _write(self, inversion: Inversion, index: int) -> None:
         started = time.monotonic()
         made = inversion(index, size_of(self.settings, index), self.batches.state(index))
-        self.batches.write(index, made, seconds=np.float64(time.monotonic() - started))
+        self.batches.write(index, made)
+        # not in its file, which students are made from: a batch that is lost is made again, bit for bit
+        write_json(self._times, {**self._seconds(), str(index): time.monotonic() - started})
+
+    @property
+    def _times(self) -> Path:
+        return self.place / "seconds.json"
+
+    def _seconds(self) -> dict[str, float]:
+        """Return batch -> seconds that it took, as far as known."""
+        return read_json(self._times) if self._times.is_file() else {}
 
     @property
     def _origin(self) -> Path:
@@ -172,7 +182,8 @@ class PoolRole:
         path = self.context.run.path / self.folder / "result.json"
         settings = self.settings
         steps = len(self.files()) * settings.pool_steps
-        seconds = sum(float(cast(float, read_arrays(one)["seconds"])) for one in self.files())
+        within = [read_arrays(one).get("seconds", np.float64(0)) for one in self.files()]  # as older versions wrote it
+        seconds = sum(self._seconds().values()) + float(np.sum(within))
         details = {"method": settings.method, "about": KINDS[settings.method].about, "steps": steps, "seconds": seconds}
         write_json(path, {"role": NAME, **details, **judged(logits)})
         return path

@@ -233,6 +233,22 @@ def test_a_killed_run_goes_on_bit_for_bit(
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
+def test_a_lost_batch_of_a_pool_is_made_again_bit_for_bit(config_of: Callable[..., RunConfig], borrowed: Begin) -> None:
+    """So that a student that is half trained on it can resume."""
+    config = config_of("cmi", {"student.train.checkpoint_every_s": 0})
+    whole = student_of(config, borrowed, "whole")
+    with pytest.MonkeyPatch.context() as patch:
+        kill_after(patch, loop.Trainer, "_step", 2)
+        with pytest.raises(Killed), borrowed(config.model_copy(update={"name": "killed"})) as run:
+            distill(run)
+    batch = run.path / "generator" / "pool" / "batch_00001.npz"
+    before = batch.read_bytes()
+    batch.unlink()
+    resumed = student_of(config, borrowed, "killed")
+    assert batch.read_bytes() == before
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
 def test_a_generator_warms_up_before_the_student_is_calibrated(
     config_of: Callable[..., RunConfig], borrowed: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,10 @@ from export.storage.blocked import OPERATOR as BLOCK_OPERATOR
 from export.storage.metadata import LARGEST_AXIS, as_a_file, check_structure, read_property, read_widths
 from quantizers.integer import multiply_accumulates
 
-LAYERS = {"Conv": "conv", "Gemm": "linear", "MatMul": "linear", BLOCK_OPERATOR: "linear"}
+LAYERS = {"Conv": "conv", "ConvTranspose": "conv", "Gemm": "linear", "MatMul": "linear", BLOCK_OPERATOR: "linear"}
+# They multiply by weights, or run other graphs, in ways that are not counted; none is in what this toolkit exports.
+UNCOUNTED = frozenset({"Attention", "ConvInteger", "DeformConv", "Einsum", "GRU", "If", "LSTM", "Loop", "MatMulInteger",
+                       "QLinearConv", "QLinearMatMul", "RNN", "Scan", "SequenceMap"})  # fmt: skip
 ALIAS_OPERATORS = frozenset({"DequantizeLinear", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Dropout",
                              "BatchNormalization"})  # fmt: skip
 # Batch norm among them: runtimes fold it into the layer before it when they load a file.
@@ -45,9 +48,15 @@ def program_of_file(path: str | PathLike[str]) -> Program:
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If it is not an ONNX file, or the size of a tensor cannot be determined.
+        ValueError: If it is not an ONNX file, the size of a tensor cannot be determined, or it has an operator whose
+            cost is not counted, such as a recurrent layer.
     """
     model = load_model(path)
+    if uncounted := sorted({node.op_type for node in model.graph.node if node.op_type in UNCOUNTED}):
+        raise ValueError(
+            f"{path}: the cost of {', '.join(uncounted)} is not counted, only that of layers in floats or between "
+            f"QuantizeLinear and DequantizeLinear: {', '.join(sorted({*LAYERS} - {BLOCK_OPERATOR}))}"
+        )
     strange = sorted({node.domain for node in model.graph.node if not _is_known(node)})
     if strange:
         raise ValueError(f"{path}: its operators from {', '.join(strange)} are unknown; cost is counted for ONNX's own")
@@ -76,6 +85,8 @@ class _Reader:
         taps = read_property(model, "quantizers", [])
         self.grid_bits = {str(tap["tensor"]): int(tap["bits"]) for tap in taps if "bits" in tap}
         self.same: dict[str, str] = {}  # output of a Clip that belongs to the Quant after it -> what it clips
+        self.float_bits = FLOAT_BITS
+        self.counted: set[str] = set()  # constants of layers, which several layers may share
         self.bits: dict[str, int] = {}
         self.values: dict[str, Value] = {}
         self.operations: list[Operation] = []
@@ -87,8 +98,12 @@ class _Reader:
 
     def program(self) -> Program:
         inputs = tuple(entry.name for entry in self.model.graph.input if entry.name not in self.constants)
+        types = {entry.name: entry.type.tensor_type.elem_type for entry in self.model.graph.input}
+        halves = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+        if inputs and all(types[name] in halves for name in inputs):
+            self.float_bits = FLOAT_BITS // 2
         for name in inputs:
-            self._value(name, FLOAT_BITS)
+            self._value(name, self.float_bits)
         for node in self.nodes:
             if node.op_type == "Constant" or (node.input and all(n in self.constants for n in node.input if n)):
                 self._fold(node)
@@ -155,7 +170,7 @@ class _Reader:
             return self.bits[reads[0]]
         if node.op_type == "Concat":
             return max(self.bits[name] for name in reads)
-        return FLOAT_BITS
+        return self.float_bits
 
     def _clipped_bits(self, node: onnx.NodeProto) -> int | None:
         """Return the width that the Clip after a QuantizeLinear leaves, if it is the only reader."""
@@ -200,25 +215,49 @@ class _Reader:
         return int(next(entry.i for entry in node.attribute if entry.name == "N"))
 
     def _layer(self, node: onnx.NodeProto) -> LayerFacts | None:
-        weight = self.constants.get(node.input[1])
+        place = 1 if node.input[1] in self.constants or node.op_type != "MatMul" else 0
+        weight = self.constants.get(node.input[place])
         if weight is None:
             return None  # a product of two activations
-        bias = self.constants.get(node.input[2]) if len(node.input) > 2 else None
+        bias = node.input[2] if len(node.input) > 2 else self._added(node)
         output = self._shape(node.output[0])
         settings = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
         # what one output value sums up: a kernel over the channels of its group, or a row of features
         is_rows = node.op_type == "Conv" or settings.get("transB", 0)
-        summed = weight.shape[1:] if is_rows else weight.shape[:1]
+        summed = (
+            weight.shape[1:] if is_rows else weight.shape[-1:] if place == 0 else weight.shape[-2:-1] or weight.shape
+        )
+        macs = multiply_accumulates(output, summed)
+        if node.op_type == "ConvTranspose":  # each position of the input is multiplied by every kernel that reads it
+            macs = prod(self._shape(node.input[0])[2:]) * prod(weight.shape)
+        is_new = self._is_new(node.input[place])
         return LayerFacts(
             kind=LAYERS[node.op_type],
-            weights=prod(weight.shape),
+            weights=prod(weight.shape) if is_new else 0,
             weight_bits=int(self.weight_bits.get(node.name, weight.bits)),
-            biases=0 if bias is None else prod(bias.shape),
-            weight_scales=weight.scales,
-            input_bits=self.bits[node.input[0]],
-            macs=multiply_accumulates(output, summed),
+            biases=prod(self.constants[bias].shape) if bias in self.constants and self._is_new(bias) else 0,
+            weight_scales=weight.scales if is_new else 0,
+            input_bits=self.bits[node.input[1 - place]],
+            macs=macs,
             output_shape=output[1:],
         )
+
+    def _added(self, node: onnx.NodeProto) -> str:
+        """Return the constant that is added to a product of rows as its bias; empty if there is none."""
+        after = self.readers.get(node.output[0], [])
+        if node.op_type != "MatMul" or len(after) != 1 or after[0].op_type != "Add":
+            return ""
+        features = self._shape(node.output[0])[-1]
+        known = [name for name in after[0].input if name in self.constants]
+        return next((name for name in known if prod(self.constants[name].shape) == features), "")
+
+    def _is_new(self, name: str) -> bool:
+        """Return whether no layer before has the constant that this one is made of."""
+        while (maker := self.makers.get(name)) is not None and maker.input:
+            name = maker.input[0]
+        is_new = name not in self.counted
+        self.counted.add(name)
+        return is_new
 
     def _value(self, name: str, bits: int) -> None:
         self.bits[name] = bits

@@ -149,7 +149,7 @@ def find_target(text: str) -> Target:
         return _at_version((int(match[1]), int(match[2])))
     if text not in TARGETS:
         known = ", ".join((f"{ONNXRUNTIME}>=1.17", *TARGETS))
-        raise ValueError(f"target must be one of {known} (`qkd ls targets`), got {text!r}")
+        raise ValueError(f"must be one of {known} (`qkd ls targets`), got {text!r}")
     target = TARGETS[text]
     if target.refusal:
         raise ValueError(f"target {text!r} is refused: {target.refusal}")

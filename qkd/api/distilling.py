@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from qkd.config import DEFAULT_TERMS, PhaseConfig, StudentConfig, StudentTrainConfig, TermConfig
-from qkd.config.binding import bind_section
+from qkd.config.binding import bind_argument
 from qkd.config.training import default_phases
 from qkd.report.table import align
 from qkd.terms import build_terms
@@ -103,7 +103,11 @@ def distill(
     """
     given: Any = as_batches(loaders)
     batches, validation = given if _is_pair(given) else (given, None)
-    settings = train if isinstance(train, StudentTrainConfig) else bind_section(StudentTrainConfig, dict(train or {}))
+    settings = (
+        train
+        if isinstance(train, StudentTrainConfig)
+        else bind_argument(StudentTrainConfig, dict(train or {}), "train")
+    )
     _require_read(settings)
     chosen = [_term(one) for one in terms]
     with _fixed(teacher):
@@ -207,7 +211,7 @@ def _fixed(teacher: nn.Module) -> Iterator[None]:
 def _term(one: TermConfig | Mapping[str, Any] | str) -> TermConfig:
     if isinstance(one, TermConfig):
         return one
-    return TermConfig(loss=one) if isinstance(one, str) else bind_section(TermConfig, dict(one))
+    return TermConfig(loss=one) if isinstance(one, str) else bind_argument(TermConfig, dict(one), "terms")
 
 
 def _is_pair(loaders: Any) -> bool:

@@ -43,6 +43,6 @@ def loss(name: str, **options: float | int | str | bool) -> Callable[..., Tensor
     taps = (("features", "features"),) if "student_feature" in entry.inputs or "student_stages" in entry.inputs else ()
     faults = check_terms([TermConfig(loss=name, options=options, taps=taps)])
     if faults:
-        raise ValueError("; ".join(fault.partition(": ")[2] for fault in faults))
+        raise ValueError("; ".join(f"{name}: {fault.partition('.options.')[2] or fault}" for fault in faults))
     defaults = {key: option.default for key, option in entry.options.items() if option.default is not None}
     return functools.partial(entry.function, **{**defaults, **options})

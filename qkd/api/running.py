@@ -16,7 +16,7 @@ from qkd.checking import file_faults, name_faults
 from qkd.config import RunConfig
 from qkd.config.binding import apply_overrides, bind, load_config
 from qkd.data import Splits
-from qkd.failures import UsageError
+from qkd.failures import ConfigError, UsageError
 from qkd.nets.own.copies import resolved_nets
 from qkd.pipeline import run_stages
 from qkd.pipeline.dryrun import check_distillation
@@ -29,13 +29,14 @@ from qkd.roles.nets import load_student, load_teacher
 from qkd.roles.stored import stored_config
 from qkd.run.folder import RunFolder
 from qkd.run.log import logged
+from qkd.run.target import runs_in
 from quantizers import Student
 
 STAGES = tuple(NEEDS)  # in the order of an experiment
 
 
 class Run:
-    """A run folder as Python objects: its nets, its images, its report. It prints as the closing table.
+    """A run folder as Python objects: its nets, its images, its report. Printing it shows the closing table.
 
     Args:
         path: The run folder.
@@ -47,6 +48,8 @@ class Run:
 
     def __init__(self, path: str | PathLike[str]) -> None:
         self.path = Path(path).resolve()
+        if not (self.path / "config.yaml").is_file():
+            raise ConfigError([f"{self.path}: is not a run folder; {runs_in(self.path.parent, option='')}"])
         self.config: RunConfig = stored_config(self.path)
 
     @cached_property
@@ -144,7 +147,7 @@ def load_run(folder: str | PathLike[str]) -> Run:
         folder: A run folder.
 
     Returns:
-        The run; it prints as the closing table.
+        The run; printing it shows the closing table.
 
     Raises:
         ConfigError: If it is not a run folder.

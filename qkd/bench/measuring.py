@@ -107,7 +107,7 @@ def _runtimes(args: argparse.Namespace) -> tuple[str, ...]:
     words = [word.strip() for text in args.runtimes or () for word in text.split(",")]
     known = (ONNXRUNTIME, *RUNTIMES)
     if unknown := [word for word in words if word not in known]:
-        raise UsageError(f"--runtime {unknown[0]}: can be measured here: {', '.join(known)}")
+        raise UsageError(f"--runtime {unknown[0]}: not known; runtimes that can be measured here: {', '.join(known)}")
     if not words:
         return ()
     if args.providers is not None and ONNXRUNTIME not in words:

@@ -41,7 +41,7 @@ def file_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
     for role in ("teacher", "student"):
         weights = _group(data, role).get("weights")
         if isinstance(weights, str) and weights != "imagenet" and not user_path(weights).is_file():
-            yield (role, "weights"), f"no such file: {weights}"
+            yield (role, "weights"), f"no such file: {weights}{_looked_in(weights)}"
         agent = _group(_group(data, role), "agent")
         if agent.get("policy") == "file" and isinstance(agent.get("schedule"), str):
             yield from (
@@ -81,7 +81,15 @@ def _data_faults(section: Mapping[str, Any]) -> Iterator[Fault]:
     if path is None:
         yield ("data", "path"), f"missing; data set `{name}` needs a folder with {CONTENT[name]}"
     elif isinstance(path, str) and not user_path(path).is_dir():
-        yield ("data", "path"), f"no such folder: {path}; data set `{name}` needs one with {CONTENT[name]}"
+        yield (
+            ("data", "path"),
+            f"no such folder: {path}{_looked_in(path)}; data set `{name}` needs one with {CONTENT[name]}",
+        )
+
+
+def _looked_in(path: str) -> str:
+    """Return where a relative path was looked for, since the config may be elsewhere."""
+    return "" if user_path(path).is_absolute() else f" in {Path.cwd()} (paths are relative to the current folder)"
 
 
 def _schedule_faults(path: Path) -> list[str]:

@@ -166,7 +166,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _interrupted(args: argparse.Namespace) -> int:
     resumable = args.name in ("run", "federate", *STAGE_NAMES) and not getattr(args, "dry_run", False)
-    hint = "; nothing is lost: the same command resumes where it stopped" if resumable else ""
+    hint = "; the same command resumes from the last checkpoint" if resumable else ""
     if is_first() and not is_started_by_us():
         print(f"\nqkd: interrupted{hint}", file=sys.stderr)
     return INTERRUPTED

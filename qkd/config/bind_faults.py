@@ -33,6 +33,14 @@ _TYPES = {
 }
 
 
+_PATTERNS = {  # pattern of the schema -> its words
+    r"^[A-Za-z0-9][A-Za-z0-9._-]*$": "consist of letters a to z, digits, `.`, `_` and `-`, and begin with a letter or "
+    "digit",
+    r"^[A-Za-z0-9_-]{1,40}$": "consist of up to 40 letters a to z, digits, `_` and `-`",
+    r"^(auto|cpu|cuda(:\d+)?)$": "be auto, cpu, cuda or cuda:N",
+    r"^(keep|new(:[A-Za-z0-9_.]+)?)$": "be keep, new or new:LAYER",
+    r"^torchvision(/[A-Za-z0-9_]+)?$": "be torchvision or torchvision/NET",
+}
 UNSHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")  # in text of a config: no path or name has them
 LONGEST_LIST = 1024  # entries of a list or keys of a group
 MOST_WORDED = 200  # faults of one file that are worded; more than are listed
@@ -145,7 +153,7 @@ def _word(detail: ErrorDetails, schema: type[BaseModel]) -> str:
     if kind == "value_error":
         return str(context.get("error", detail["msg"]))
     if kind == "string_pattern_mismatch":
-        return f"must match {context['pattern']}, got {found}"
+        return f"must {_PATTERNS.get(context['pattern'], 'match ' + context['pattern'])}, got {found}"
     bound = _bound(kind, context)
     if bound is not None:
         return f"must be {bound}, got {found}"

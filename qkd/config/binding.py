@@ -69,12 +69,17 @@ def find_config(name: str) -> Path:
     if not path.is_absolute() and short in shipped:
         return shipped[short]
     what = "is a folder, not a config file" if is_folder else "no such config file"
+    if os.path.isfile(os.path.join(name, "config.yaml")):
+        raise ConfigError([f"{shown_line(name)}: is a run folder; its config is {shown_line(name)}/config.yaml"])
+    if not path.suffix and path.with_suffix(".yaml").is_file():
+        raise ConfigError([f"{shown_line(name)}: {what}; did you mean `{shown_line(name)}.yaml`?"])
     near = [key for key in shipped if key.startswith(f"{short}/")] or _near(short, shipped)
     hint = (
         f"did you mean {' or '.join(f'`{key}`' for key in near)}?"
         if near
         else "`qkd ls configs` lists the shipped ones"
     )
+    hint += "; `qkd init FOLDER` writes one for a folder of images" if is_folder else ""
     raise ConfigError([f"{shown_line(name)}: {what}; {hint}"])
 
 
@@ -138,6 +143,25 @@ def bind_section(schema: type[Bound], data: Mapping[str, Any]) -> Bound:
         TypeError, ValueError: If a value cannot be written as JSON.
     """
     return schema.model_validate_json(json.dumps(data), strict=True)
+
+
+def bind_argument(schema: type[Bound], data: Mapping[str, Any], name: str) -> Bound:
+    """Return the typed section that a function was given as an argument.
+
+    Args:
+        schema: The section.
+        data: Its keys.
+        name: Of the argument, for messages.
+
+    Raises:
+        ConfigError: With every fault, each with its path, as in a config.
+        TypeError: If a value is not plain data.
+    """
+    try:
+        return bind_section(schema, data)
+    except ValidationError as error:
+        lines = dict.fromkeys(f"{place(name, where)}: {what}" for where, what in schema_faults(error, data, schema))
+        raise ConfigError(first_of(list(lines))) from None
 
 
 def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class DataConfig(Section):
     path: UserPath | None = Field(
         None,
         description="npz: folder with train.npz and test.npz; folder: one with train/<class>/ and "
-        "test/<class>/ (or val/), or only class folders",
+        "test/<class>/ (or val/), or only class folders; relative to the current folder",
     )
     root: UserPath = Field(Path("data"), description="where torchvision stores (and downloads) its data sets")
     download: bool = Field(True, description="download a torchvision data set that is not in root")

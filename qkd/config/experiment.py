@@ -31,7 +31,7 @@ from qkd.config.training import (
 from qkd.nets.own.spelling import spelled
 
 NET = "a name from `qkd ls nets`, or your own code: path/to/file.py:function, package.module:name"
-WEIGHTS = "file of float weights, or `imagenet` for torchvision's own,"
+WEIGHTS = "file of float weights (relative to the current folder), or `imagenet` for torchvision's own,"
 HEAD = "new: replace the last linear layer of `weights` with a random one; new:<layer> names the layer"
 Head = Annotated[str, Field(pattern=r"^(keep|new(:[A-Za-z0-9_.]+)?)$"), NEWER]
 NetOptions = Annotated[dict[str, Any], NEWER]
@@ -40,7 +40,7 @@ NetOptions = Annotated[dict[str, Any], NEWER]
 class TeacherConfig(Section):
     """The full-precision role."""
 
-    net: str = Field(description=f"{NET}; with `run`, that run's net")
+    net: str = Field(description=f"{NET}; if `run` is given, that run's net")
     net_options: NetOptions = Field(default_factory=dict, description="keyword arguments of the net's builder")
     run: UserPath | None = Field(
         None,

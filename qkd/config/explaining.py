@@ -71,7 +71,9 @@ def explained(where: str = "") -> Explained:
         places = [key.path.replace("[]", "") for key in keys]
         by_name = [place for place in places if place.rpartition(".")[2] == wanted]
         hint = f"did you mean `{'` or `'.join(by_name[:4])}`?" if by_name else did_you_mean(wanted, places)
-        raise UsageError(f"--explain {where}: no such key; {hint if len(hint) < 400 else 'qkd show --explain has all'}")
+        raise UsageError(
+            f"--explain {where}: no such key; {hint if len(hint) < 400 else '`qkd show --explain` lists all keys'}"
+        )
     return Explained(tuple(found))
 
 

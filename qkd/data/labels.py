@@ -82,15 +82,16 @@ def class_notes(train: Tensor, test: Tensor, classes: Sequence[str]) -> list[str
         classes: Names.
     """
     lines = []
-    for part, labels, what in (
-        ("training", train, "their outputs are never trained"),
-        ("test", test, "the test accuracy does not cover them"),
+    for part, labels, one, many in (
+        ("training", train, "its output is never trained", "their outputs are never trained"),
+        ("test", test, "the test accuracy does not cover it", "the test accuracy does not cover them"),
     ):
         counts = torch.bincount(labels, minlength=len(classes))
         empty = [classes[label] for label in (counts == 0).nonzero().flatten().tolist()]
         if empty:
             names = ", ".join(empty[:_LISTED]) + (f" and {len(empty) - _LISTED:,} more" if len(empty) > _LISTED else "")
-            lines.append(f"{len(empty):,} of {len(classes):,} classes have no {part} image ({names}): {what}")
+            has, them = ("has", one) if len(empty) == 1 else ("have", many)
+            lines.append(f"{len(empty):,} of {len(classes):,} classes {has} no {part} image ({names}): {them}")
     return lines
 
 

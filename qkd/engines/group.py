@@ -244,6 +244,6 @@ def _reached() -> Iterator[None]:
         yield
     except (RuntimeError, OSError) as error:
         raise PeerLostError(
-            "another process of this training has ended or cannot be reached, so this one stops, too; nothing is lost, "
-            "and the same command resumes from the last checkpoint"
+            "another process of this training has ended or cannot be reached, so this one stops as well; the same "
+            "command resumes from the last checkpoint"
         ) from error

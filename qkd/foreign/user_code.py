@@ -207,14 +207,19 @@ def _beside(folder: Path, module: str) -> list[Path]:
 
 
 def _top_level(tree: ast.Module) -> Iterator[str]:
-    """Yield the names that a module binds at its top, also within ``if`` and ``try``."""
-    for node in ast.walk(tree):
+    """Yield the names that a module binds at its top, also within ``if`` and ``try``, but not within functions."""
+    waiting: list[ast.AST] = list(tree.body)
+    while waiting:
+        node = waiting.pop()
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield node.name
+            yield from (name for one in ast.walk(node) if isinstance(one, ast.Global) for name in one.names)
         elif isinstance(node, ast.Import | ast.ImportFrom):
             yield from ((alias.asname or alias.name).split(".")[0] for alias in node.names)
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            yield node.id
+        elif not isinstance(node, ast.Lambda | ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                yield node.id
+            waiting += ast.iter_child_nodes(node)
 
 
 def _some(names: set[str]) -> str:

@@ -220,7 +220,9 @@ def _of_archive(path: Path, model: Model) -> LabeledImages:
     except (ValueError, OSError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise UsageError(f"{path}: needs arrays `images` and `labels` ({error})") from error
     most = len(model.classes) or None
-    if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) != len(images) or not len(labels):
+    if not labels.size and not images.size:
+        raise UsageError(f"{path}: has no images")
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) != len(images):
         raise UsageError(f"{path}: needs one label per image, found {labels.dtype} {labels.shape}")
     if labels.min() < 0 or (most and labels.max() >= most):
         raise UsageError(f"{path}: labels are {labels.min()} to {labels.max()}, but the model has {most} classes")

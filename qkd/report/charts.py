@@ -73,7 +73,7 @@ def line_chart(title: str, series: Sequence[Series], *, x_label: str, percent: b
         more = LINE * (math.ceil(len(drawn) / columns) - 1)
         figure, axes = _axes(title, x_label, percent=percent, top=TOP + more)
         axes.margins(0)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))  # epochs and steps are whole numbers
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))  # epochs and steps are whole numbers
         for one, points in drawn:
             _curve(axes, one, points)
         names = [shortened(one.label, WIDTH - LEFT - HANDLE) for one, _ in drawn]

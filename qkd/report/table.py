@@ -10,7 +10,8 @@ from qkd.foreign.shown import shown, shown_line
 from qkd.units import megabytes, milliseconds, percent
 
 _LONGEST_CELL = 200  # characters
-_MARKS = re.compile(r"[\\`*|\[\]~]")  # without the underscore: within a word it is no markup, and names are full of it
+# an underscore within a word is no markup, and names are full of them
+_MARKS = re.compile(r"[\\`*|\[\]~]|_(?![^\W_])|(?<![^\W_])_")
 
 
 DEVICE_HEAD = ["device", "model", "median", "p10", "p90", "p99", "vs. FP32", "size", "memory", "accuracy", "agreement"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from qkd.failures import UsageError
@@ -27,8 +28,26 @@ def require_run_folder(target: str, runs_dir: Path) -> Path:
     raise UsageError(f"{target} is neither a run folder nor the name of a run; {runs_in(runs_dir)}")
 
 
-def runs_in(runs_dir: Path) -> str:
-    """Return, for a message, which runs exist."""
+def runs_in(runs_dir: Path, option: str = " (see --runs-dir)") -> str:
+    """Return, for a message, which runs exist.
+
+    Args:
+        runs_dir: Folder of run folders.
+        option: How to name another one.
+    """
     known = sorted(path.parent.name for path in runs_dir.glob("*/config.yaml"))
     there = f"{runs_dir} has: {', '.join(known[:8])}" if known else f"{runs_dir} has none"
-    return f"{there} (see --runs-dir)"
+    return there + option
+
+
+def require_place(runs_dir: Path) -> None:
+    """Raise before anything is trained if run folders cannot be created.
+
+    Raises:
+        UsageError: If ``runs_dir``, or the nearest folder above it that exists, is a file or cannot be written to.
+    """
+    there = next((folder for folder in (runs_dir, *runs_dir.absolute().parents) if folder.exists()), None)
+    if there is not None and not there.is_dir():
+        raise UsageError(f"--runs-dir {runs_dir}: {there} is not a folder")
+    if there is not None and not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(f"--runs-dir {runs_dir}: {there} cannot be written to; name another folder")

@@ -419,8 +419,9 @@ class Trainer:
             self.scaler.load_state_dict(state["scaler"])
 
     def _say_where(self) -> None:
-        where = f"epoch {self.at.epoch + 1}, step {self.at.step}" if self.at.epoch < self.job.config.epochs else "end"
-        self.progress.say(f"{self.job.role}: resuming from the checkpoint at {where}")
+        place = f"after step {self.at.step} of" if self.at.step else "at the start of"
+        where = f"{place} epoch {self.at.epoch + 1}" if self.at.epoch < self.job.config.epochs else "at the end"
+        self.progress.say(f"{self.job.role}: resuming from the checkpoint {where}")
 
     def _tell_of_other_kernels(self) -> None:
         """Report, once a step has run, which kernels differ from those before the interruption."""

@@ -169,9 +169,9 @@ def test_python_blocks_run(block: Block, tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_every_wish_has_a_command_that_is_one() -> None:
     text = (ROOT / "docs" / "expectations.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (.+?) \| (yes|partly|no) \| `(.+?)` \|$", text, re.M)
-    assert len(rows) == 25 and {answer for _, answer, _ in rows} == {"yes"}
-    for _, _, command in rows:
+    rows = re.findall(r"^\| (.+?) \| `(.+?)` \|$", text, re.M)
+    assert len(rows) == 25
+    for _, command in rows:
         words = shlex.split(command)
         words = words[3:] if words[:3] == ["python", "-m", "qkd"] else words[1:]
         parse(words)

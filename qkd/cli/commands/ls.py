@@ -17,9 +17,11 @@ RUNS = "runs"
 
 def add(commands: Any) -> None:
     """Declare the command."""
-    about = "configs, data sets, nets, losses, methods, quantizers, devices, policies, targets"
+    about = "configs, data sets, nets, losses, methods, quantizers, devices, policies, targets, runs"
     ls = add_command(commands, "ls", list_names, about)
-    ls.add_argument("table", nargs="?", choices=(*TABLE_NAMES, RUNS), help="list only these; runs: the runs in FOLDER")
+    ls.add_argument(
+        "table", nargs="?", choices=(*TABLE_NAMES, RUNS), help="what to list; `runs` lists the runs in FOLDER"
+    )
     ls.add_argument(
         "folder",
         nargs="?",

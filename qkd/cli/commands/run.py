@@ -19,6 +19,7 @@ from qkd.cli.options.command import (
 from qkd.cli.options.devices import add_devices, on_devices
 from qkd.engines.membership import is_first
 from qkd.failures import DONE
+from qkd.run.target import require_place
 
 if TYPE_CHECKING:
     from qkd.config import RunConfig
@@ -50,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     from qkd.pipeline.running import refuse_clients
 
     refuse_clients(config)
+    require_place(args.runs_dir)
     if args.dry_run:
         return _run(args, config)
     config = meant(args, config)

@@ -11,7 +11,7 @@ from qkd.engines.membership import is_first
 from qkd.failures import DONE
 
 STAGE_HELP = {
-    "teacher": "train the full-precision teacher with its own agent",
+    "teacher": "train the full-precision teacher with its own augmentation agent",
     "search": "find the augmentation schedules of both agents",
     "distill": "train the low-bit student from the teacher",
     "export": "write the student as ONNX and prove it equal to the trained student",

@@ -147,7 +147,7 @@ def _in_form(parts: Parts, config: DataConfig) -> tuple[Parts, str]:
 
 def _held_out(parts: Parts, train: int, learned: int, val: int, config: DataConfig) -> str:
     """Return one line that says what is held out from training."""
-    chosen = "its own part" if parts.val_rows is not None else f"{config.val_fraction:g} of the training images"
+    chosen = "its own part" if parts.val_rows is not None else f"{config.val_fraction:g} of {len(parts.train):,} images"
     unused = f"; {learned - train:,} unused (data.train_limit)" if learned > train else ""
     validation = f"{val:,} for validation ({chosen})" if val else "none for validation"
     return (

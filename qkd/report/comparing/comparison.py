@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,15 +101,17 @@ def compare_runs(folders: Sequence[Path]) -> RunsTable:
     """
     summaries: list[RunSummary | None] = []
     rows: list[RunRow] = []
+    names = [folder.name for folder in folders]
     for folder in folders:
+        name = folder.name if names.count(folder.name) == 1 else str(folder)
         try:
-            summary = summarize(folder)
+            summary = replace(summarize(folder), name=name)
         except (DamagedFileError, ImportError) as error:
             summaries.append(None)
-            rows.append(RunRow(folder.name, state=f"cannot be read: {error}"))
+            rows.append(RunRow(name, state=f"cannot be read: {error}"))
         else:
             summaries.append(summary)
-            rows.append(_row(folder.name, summary))
+            rows.append(_row(name, summary))
     apart = differences(folders, summaries)
     return RunsTable(tuple(rows), differences=apart, notes=tuple(difference_notes(apart, folders)))
 

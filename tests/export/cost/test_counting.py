@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -264,3 +265,51 @@ def test_graphs_whose_cost_cannot_be_told(tmp_path, student):
     with pytest.raises(TypeError, match="cost_of_student takes what quantizers.prepare made, got Branches"):
         cost_of_student(Branches())
     assert isinstance(cost_of_student(student), CostReport)
+
+
+def saved(path, nodes, constants, shape, out):
+    """Write a float file of one input ``x`` and one output ``y``."""
+    kind = TensorProto.FLOAT if all(one.dtype == np.float32 for one in constants.values()) else TensorProto.FLOAT16
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", kind, shape)], [helper.make_tensor_value_info("y", kind, out)],
+        [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def values(*shape, dtype=np.float32):
+    return np.ones(shape, dtype)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "constants", "shapes", "macs", "parameters"),
+    [
+        ([("ConvTranspose", "x w", "y")], {"w": values(8, 4, 3, 3)}, ([1, 8, 5, 5], [1, 4, 7, 7]), 25 * 288, 288),
+        ([("MatMul", "w x", "y")], {"w": values(8, 5)}, ([1, 5, 4], [1, 8, 4]), 160, 40),
+        (
+            [("MatMul", "x w", "m"), ("Add", "m b", "y")], {"w": values(8, 5), "b": values(5)},
+            ([1, 7, 8], [1, 7, 5]), 280, 45,
+        ),
+        ([("MatMul", "x w", "m"), ("MatMul", "m w", "y")], {"w": values(8, 8)}, ([1, 8], [1, 8]), 128, 64),
+        ([("MatMul", "x w", "m"), ("Add", "m m", "y")], {"w": values(8, 5)}, ([1, 8], [1, 5]), 40, 40),
+    ],
+)  # fmt: skip
+def test_layers_of_other_programs_by_hand(nodes, constants, shapes, macs, parameters, tmp_path):
+    made = [helper.make_node(op, inputs.split(), [output]) for op, inputs, output in nodes]
+    report = cost_of_file(saved(tmp_path / "net.onnx", made, constants, *shapes))
+    assert (report.student.macs, report.student.parameters) == (macs, parameters)
+
+
+def test_half_precision_has_inputs_of_sixteen_bits(tmp_path):
+    node = helper.make_node("Conv", ["x", "w"], ["y"])
+    path = saved(tmp_path / "n.onnx", [node], {"w": values(4, 8, 3, 3, dtype=np.float16)}, [1, 8, 5, 5], [1, 4, 3, 3])
+    (layer,) = cost_of_file(path).layers
+    assert (layer.weight_bits, layer.input_bits, layer.bops) == (16, 16, layer.macs * 256)
+
+
+def test_what_is_not_counted_is_refused_by_name(tmp_path):
+    node = helper.make_node("LSTM", ["x", "w", "r"], ["", "y", ""], hidden_size=4)
+    constants = {"w": values(1, 16, 8), "r": values(1, 16, 4)}
+    with pytest.raises(ValueError, match=r"the cost of LSTM is not counted, only that of .*ConvTranspose"):
+        cost_of_file(saved(tmp_path / "n.onnx", [node], constants, [3, 1, 8], [1, 1, 4]))

@@ -190,7 +190,7 @@ def test_a_version_decides_the_storage(
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"target": "onnx"}, "target must be one of onnxruntime>=1.17, onnxruntime, .* got 'onnx'"),
+        ({"target": "onnx"}, "must be one of onnxruntime>=1.17, onnxruntime, .* got 'onnx'"),
         ({"target": "onnxruntime>=1.9"}, "onnxruntime 1.9 is too old; files need at least 1.14"),
         ({"target": "iree", "flavor": "qonnx"}, "target 'iree' takes flavor 'qcdq'; leave flavor out, got 'qonnx'"),
         ({"target": "openvino", "pack": "packed"}, "takes weights only as int8; use pack='auto' or 'int8'"),

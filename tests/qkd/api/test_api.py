@@ -56,7 +56,7 @@ def test_configs_in_any_form_and_overrides(home: Path) -> None:
         qkd.run(plain, until="end")
     with pytest.raises(ConfigError, match="config.student.quant: missing"):
         qkd.run({**plain, "student": {}})
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="is not a run folder; .* has"):
         qkd.load_run(home)
 
 
@@ -165,3 +165,28 @@ def test_importing_is_free_and_the_version_is_there() -> None:
         [sys.executable, "-m", "qkd", "--version"], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout == f"qkd {version}\n"
+
+
+@pytest.mark.parametrize(
+    ("train", "fault"),
+    [({"epoch": 2}, 'train.epoch: unknown key; did you mean "epochs"?'), ({"epochs": 2.0}, "train.epochs: must be a whole"),
+     ({"epochs": 0, "lr": "fast"}, "train.lr: must be a number")],
+)  # fmt: skip
+def test_arguments_have_the_faults_of_configs(train: dict[str, Any], fault: str) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    batch = [(torch.rand(4, 1, 2, 2), torch.arange(4) % 2)]
+    with pytest.raises(ConfigError) as caught:
+        qkd.distill(net, net, batch, train=train)
+    assert fault in str(caught.value) and "pydantic" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        ({"temp": 3}, "soft_target: temp: unknown option"),
+        ({"temperature": 0}, "soft_target: temperature: must be positive"),
+    ],
+)
+def test_a_fault_of_a_loss_names_its_option(options: dict[str, Any], fault: str) -> None:
+    with pytest.raises(ValueError, match=fault):
+        qkd.loss("soft_target", **options)

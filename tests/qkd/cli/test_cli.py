@@ -258,7 +258,7 @@ def test_an_interrupt_says_that_the_run_can_go_on(
 ) -> None:
     fails_with(monkeypatch, KeyboardInterrupt())
     assert main(["run", str(config)]) == 130
-    assert "the same command resumes where it stopped" in capsys.readouterr().err
+    assert "the same command resumes from the last checkpoint" in capsys.readouterr().err
     assert main(["validate", str(config)]) == 130
     assert "resumes" not in capsys.readouterr().err
 

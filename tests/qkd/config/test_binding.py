@@ -153,7 +153,7 @@ def test_all_faults_are_reported_at_once() -> None:
         "config.data.val_fraction: must be less than 1, got 1.0",
         "config.teacher: `head` applies to the last layer of `weights`, which are missing",
         "config.teacher.net: unknown net 'resnet_20'; did you mean `resnet20`?",
-        "config.device: must match ^(auto|cpu|cuda(:\\d+)?)$, got 'gpu'",
+        "config.device: must be auto, cpu, cuda or cuda:N, got 'gpu'",
     ]
     assert sorted(faults) == sorted(expected)
 
@@ -161,7 +161,7 @@ def test_all_faults_are_reported_at_once() -> None:
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
-        ({"name": "a/b"}, "config.name: must match"),
+        ({"name": "a/b"}, "config.name: must consist of letters"),
         ({"name": 3}, "config.name: must be text, got 3"),
         ({"seed": True}, "config.seed: must be a whole number, got true"),
         ({"seed": "1"}, "config.seed: must be a whole number, got '1'"),
@@ -194,7 +194,7 @@ LISTS = {
     "bench.on=[]": ["bench.on: must be a list of at least 1, got a list of 0"],
     "student.data_free={method: zskd, beta: [0]}": ["student.data_free.beta.0: must be positive, got 0"],
     "student.data_free={method: dafl, width: 7}": ["student.data_free.width: must be a multiple of 2, got 7"],
-    'data.domains={"a b": {}, c: {}}': ["data.domains.a b: a key must match"],
+    'data.domains={"a b": {}, c: {}}': ["data.domains.a b: a key must consist of"],
     'student.quant.overrides={conv1: {bits: 4}}': ["student.quant.overrides.conv1.bits: unknown key; must be"],
 }  # fmt: skip
 
@@ -372,3 +372,15 @@ def test_pieces_of_a_folder_bind() -> None:
     data = {"name": "folder", "path": "x", "train_crop": "random", "train_decode": "reduced", "crop_area": [0.2, 1]}
     config = bind(small(data=data))
     assert config.data.crop_area == (0.2, 1.0) and config.data.train_decode == "reduced"
+
+
+def test_a_folder_in_a_configs_place_is_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "images").mkdir()
+    (tmp_path / "photos").mkdir()
+    for name in ("run/config.yaml", "photos.yaml"):
+        (tmp_path / name).write_text("name: x\n", encoding="utf-8")
+    for name, hint in (("run", "its config is .*run/config.yaml"), ("images", "`qkd init FOLDER` writes one"),
+                       ("photos", "did you mean `.*photos.yaml`")):  # fmt: skip
+        with pytest.raises(ConfigError, match=hint):
+            find_config(str(tmp_path / name))

@@ -52,7 +52,7 @@ def test_a_target_decides_the_files(folder: Path, settings: dict[str, Any], file
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"target": "tensorflow"}, "target must be one of onnxruntime>=1.17, onnxruntime"),
+        ({"target": "tensorflow"}, "must be one of onnxruntime>=1.17, onnxruntime"),
         ({"target": "onnxruntime>=1.2"}, "onnxruntime 1.2 is too old"),
         ({"target": "iree", "flavor": "qonnx"}, "`target: iree` has flavor `qcdq`; leave `flavor` out"),
         ({"target": "openvino", "pack": "packed"}, "takes weights as int8; leave `pack` out"),

@@ -172,3 +172,17 @@ def test_modules_have_a_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "mypackage_of_nets.py").write_text(LAYERS, encoding="utf-8")
     assert len(module_hash("mypackage_of_nets:block") or "") == 64
     assert module_hash("resnet20") is None
+
+
+def test_names_within_functions_are_not_those_of_a_module(tmp_path: Path) -> None:
+    """They would be accepted by a validation, and fail when the net is built."""
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "import os\nclass Net:\n    def forward(self, x):\n        inner = [one for one in x]\n        return inner\n"
+        "if os.sep == '/':\n    build = Net\nelse:\n    def build():\n        pass\n"
+        "def make():\n    global made\n    made = 1\n",
+        encoding="utf-8",
+    )
+    assert [place_fault(f"{path}:{name}") for name in ("Net", "build", "make", "os", "made")] == [""] * 5
+    for name in ("forward", "inner", "one"):
+        assert f"has no `{name}`" in place_fault(f"{path}:{name}")

@@ -14,7 +14,7 @@ import pytest
 
 from qkd.report import SearchRecord, render_page, render_text, summarize
 from qkd.report.page import RunRecord
-from qkd.report.table import align, markdown
+from qkd.report.table import align, markdown, plain_text
 from qkd.report.text import parity_sentence
 from qkd.report.tradeoff import _scores, device_charts, device_table
 from qkd.units import bytes_text, megabytes, milliseconds, percent
@@ -230,6 +230,14 @@ def test_a_template_in_a_name_stays_text(tmp_path: Path) -> None:
 )
 def test_percent_never_rounds_up_to_all(fraction: float | None, text: str) -> None:
     assert percent(fraction) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "escaped"),
+    [("snake_case", "snake_case"), ("__init__", r"\_\_init\_\_"), ("_a_b_", r"\_a_b\_"), ("a_ _b", r"a\_ \_b")],
+)
+def test_underscores_that_are_markup_are_escaped(name: str, escaped: str) -> None:
+    assert plain_text(name) == escaped
 
 
 def test_figures_carry_units() -> None:

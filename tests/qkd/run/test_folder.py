@@ -14,8 +14,10 @@ import pytest
 import yaml
 
 from qkd.config import RunConfig
+from qkd.failures import UsageError
 from qkd.run import folder as rundir
 from qkd.run.folder import RunFolder
+from qkd.run.target import require_place
 from qkd.testing import tiny_config
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -278,3 +280,12 @@ def test_a_config_that_laughs_is_refused_in_no_time(config: RunConfig, tmp_path:
     with pytest.raises(ValueError, match="config.yaml: not YAML .*aliases"):
         RunFolder.open(config, tmp_path)
     assert time.monotonic() - started < 1
+
+
+def test_a_place_for_runs_that_cannot_be_one_is_refused_before_training(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for place in (tmp_path / "file", tmp_path / "file" / "runs"):
+        with pytest.raises(UsageError, match="--runs-dir .*file is not a folder"):
+            require_place(place)
+    require_place(tmp_path / "new" / "runs")
+    assert not (tmp_path / "new").exists()

@@ -144,7 +144,7 @@ def test_notes_on_the_data_are_said_once(run: RunFolder) -> None:
     said = Said()
     run_images(run, said)
     run_images(run, said)
-    assert said.lines == ["data: 1 of 4 classes have no test image (2): the test accuracy does not cover them"]
+    assert said.lines == ["data: 1 of 4 classes has no test image (2): the test accuracy does not cover it"]
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"classes": 3, "train": 1, "test": 1, "fingerprint": 0}', "\0"])

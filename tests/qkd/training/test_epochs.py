@@ -171,4 +171,4 @@ def test_a_command_writes_it(tmp_path: Path) -> None:
     assert main(["teacher", str(file), "--runs-dir", str(tmp_path / "runs")]) == 0
     text = (tmp_path / "runs" / "tiny" / "run.log").read_text(encoding="utf-8")
     assert "teacher, epoch 2/2 (supervised): loss" in text
-    assert "data: 48 training images; held out: 16 for validation (0.25 of the training images)" in text
+    assert "data: 48 training images; held out: 16 for validation (0.25 of 64 images)" in text

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from qkd.cli.options.command import add_command, print_result
+from qkd.failures import UsageError
 from qkd.files.user_paths import user_path
 
 
@@ -27,6 +28,8 @@ def compare(args: argparse.Namespace) -> int:
     from qkd.report.comparing.comparison import compare_runs, write_comparison
     from qkd.run.target import require_run_folder
 
+    if args.out is not None and (args.out.is_dir() or not args.out.parent.is_dir()):
+        raise UsageError(f"--out {args.out}: needs the name of a file in an existing folder")
     table = compare_runs([require_run_folder(name, args.runs_dir) for name in args.runs])
     if args.out is not None:
         write_comparison(table, args.out)

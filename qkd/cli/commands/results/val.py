@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from qkd.cli.options.command import add_command, print_result
@@ -21,5 +22,8 @@ def val(args: argparse.Namespace) -> int:
     """Score the file and print its accuracy."""
     from qkd.predicting.scoring import score_file
     from qkd.predicting.targets import model_file
+    from qkd.run.target import run_folder
 
-    return print_result(args, score_file(model_file(args.model, args.runs_dir), args.data))
+    run = None if Path(args.data).exists() else run_folder(args.data, args.runs_dir)
+    data = args.data if run is None else str(run)
+    return print_result(args, score_file(model_file(args.model, args.runs_dir), data))

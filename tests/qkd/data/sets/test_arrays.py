@@ -334,7 +334,7 @@ def test_named_classes_may_lack_images_and_it_is_noted(good: Path) -> None:
     (good / "classes.json").write_text(json.dumps(["cat", "dog", "eel", "fox"]))
     write(good, "test", images=255 - IMAGES[:2], labels=LABELS[:2])
     assert load(good).notes == (
-        "1 of 4 classes have no training image (fox): their outputs are never trained",
+        "1 of 4 classes has no training image (fox): its output is never trained",
         "2 of 4 classes have no test image (eel, fox): the test accuracy does not cover them",
     )
 
@@ -342,7 +342,7 @@ def test_named_classes_may_lack_images_and_it_is_noted(good: Path) -> None:
 def test_a_class_that_is_never_tested_is_noted(good: Path) -> None:
     assert load(good).notes == ()
     write(good, "test", images=255 - IMAGES[:2], labels=LABELS[:2])
-    assert load(good).notes == ("1 of 3 classes have no test image (2): the test accuracy does not cover them",)
+    assert load(good).notes == ("1 of 3 classes has no test image (2): the test accuracy does not cover it",)
 
 
 def test_names_of_far_more_classes_than_images_are_refused(good: Path) -> None:

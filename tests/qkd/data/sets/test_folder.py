@@ -202,7 +202,7 @@ def test_images_in_folders_of_a_class_folder_are_read(good: Path) -> None:
 
 def test_a_class_without_a_test_image_is_noted(good: Path) -> None:
     paint(good / "train" / "cow" / "0.png")
-    assert load(good).notes == ("1 of 3 classes have no test image (cow): the test accuracy does not cover them",)
+    assert load(good).notes == ("1 of 3 classes has no test image (cow): the test accuracy does not cover it",)
 
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 12 12\n%%EndComments\nshowpage\n%%EOF\n"

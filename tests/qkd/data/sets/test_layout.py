@@ -46,7 +46,7 @@ def test_class_folders_alone_are_divided_by_a_stated_share_and_seed(tmp_path: Pa
     assert [len(part) for part in (splits.train, splits.val, splits.test)] == [14, 2, 4]
     assert torch.bincount(splits.test.labels).tolist() == [2, 2]
     assert splits.held_out == (
-        "14 training images; held out: 2 for validation (0.1 of the training images), 4 for the test (0.2 of each "
+        "14 training images; held out: 2 for validation (0.1 of 16 images), 4 for the test (0.2 of each "
         "class by data.split_seed 0, since there is no test/)"
     )
     assert names(splits.test) == names(load(tmp_path, seed=5).test), "the run's seed does not choose the test images"

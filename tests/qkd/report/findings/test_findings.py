@@ -182,6 +182,18 @@ def test_answers_of_another_student_are_not_paired(tmp_path: Path) -> None:
     assert not found.is_paired and found.difference == pytest.approx(-0.25) and found.verdict == "worse"
 
 
+def test_runs_of_one_name_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [with_answers(tmp_path / place / "run", "+" * 60 + "-" * 20) for place in ("a", "b")]
+    for path in paths:
+        files.write(path / "config.yaml", {})
+    table = compare_runs(paths)
+    assert [row.run for row in table.rows] == [str(path) for path in paths]
+    assert table.differences[0].against == str(paths[0]) and table.differences[0].run == str(paths[1])
+    for out in ("", str(tmp_path / "missing" / "x.html")):
+        assert main(["compare", *map(str, paths), "--out", out]) == 2
+        assert "needs the name of a file in an existing folder" in capsys.readouterr().err
+
+
 def test_a_paired_interval_stays_within_what_is_possible() -> None:
     for right in (1, 2, 5, 10):
         found = paired_difference(np.ones(right, bool), np.zeros(right, bool))

@@ -169,8 +169,8 @@ def test_importing_is_free_and_the_version_is_there() -> None:
 
 @pytest.mark.parametrize(
     ("train", "fault"),
-    [({"epoch": 2}, 'train.epoch: unknown key; did you mean "epochs"?'), ({"epochs": 2.0}, "train.epochs: must be a whole"),
-     ({"epochs": 0, "lr": "fast"}, "train.lr: must be a number")],
+    [({"epoch": 2}, 'train.epoch: unknown key; did you mean `epochs`?'),
+     ({"epochs": 2.0}, "train.epochs: must be a whole"), ({"epochs": 0, "lr": "fast"}, "train.lr: must be a number")],
 )  # fmt: skip
 def test_arguments_have_the_faults_of_configs(train: dict[str, Any], fault: str) -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))

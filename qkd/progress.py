@@ -51,6 +51,7 @@ class PlainTracker(Tracker):
         self._interval_s = interval_s
         self._done = 0
         self._values: dict[str, object] = {}
+        self._written: tuple[int, dict[str, object]] | None = None  # by the last line
         self._start = self._last = time.monotonic()
 
     def update(self, n: int = 1, **values: object) -> None:
@@ -67,10 +68,12 @@ class PlainTracker(Tracker):
         print("  " + shown(text), file=self._stream, flush=True)
 
     def close(self) -> None:
-        """Write the closing line."""
-        self._write(time.monotonic())
+        """Write the closing line, unless the last one says the same."""
+        if self._written != (self._done, self._values):
+            self._write(time.monotonic())
 
     def _write(self, now: float) -> None:
+        self._written = (self._done, dict(self._values))
         elapsed = now - self._start
         rate = self._done / elapsed if elapsed > 0 else 0.0
         parts = [f"{self._label}: {self._done}/{self._total} {self._unit}", f"{rate:.4g} {self._unit}/s"]

@@ -44,6 +44,15 @@ def test_plain_lines_come_at_intervals_and_at_the_end(monkeypatch: pytest.Monkey
     ]
 
 
+def test_the_closing_line_is_not_written_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, stream = Clock(monkeypatch), io.StringIO()
+    with Progress(stream, interval_s=5.0).track(50, "epoch 1", "steps") as tracker:
+        clock.now += 6
+        tracker.update(50, loss=0.5)
+        tracker.update(0, loss=0.5)
+    assert stream.getvalue().count("50/50") == 1
+
+
 def test_an_interrupted_tracker_still_says_where_it_was() -> None:
     stream = io.StringIO()
     with pytest.raises(KeyboardInterrupt), Progress(stream).track(3, "work", "parts") as tracker:

@@ -86,7 +86,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     ):
         option, action, kind, meta, text = words
         more = {"dest": f"{option[2:]}s"} if option in ("--provider", "--runtime") else {}
-        group.add_argument(option, action=action, type=kind, metavar=meta, help=text, **more)  # type: ignore[arg-type]
+        names = (option, "--out") if option == "--output" else (option,)  # as other commands call it
+        group.add_argument(*names, action=action, type=kind, metavar=meta, help=text, **more)  # type: ignore[arg-type]
     group.add_argument(
         "--int8-baseline", action="store_true", help="also measure onnxruntime's static int8 of the float model"
     )

@@ -32,9 +32,10 @@ def arithmetic_note(version: str | None, cpu_flags: Collection[str]) -> str:
     low, high = AMX_FAULTY
     if not low <= (int(numbers[1]), int(numbers[2])) < high:
         return ""
+    advice = f"use {version_text(high)} or later, or one before {version_text(low)}"
     return (
-        f"onnxruntime {version} multiplies 8-bit integers wrongly with AMX where a layer's outputs are no multiple of "
-        f"16 (its issue 26324); use {version_text(high)} or later, or one before {version_text(low)}"
+        f"onnxruntime {version} multiplies 8-bit integers wrongly with AMX in layers whose number of output channels "
+        f"is not a multiple of 16 (its issue 26324); {advice}"
     )
 
 

@@ -302,9 +302,9 @@ def _alike(plain: Knowledge, reference: Knowledge, smoothing: float | None) -> F
         return Finding(
             "wrong_classes_alike",
             f"teacher that treats wrong classes alike: {seen}, although it was trained without label smoothing: it has "
-            f"learned little yet; train it longer, or use a larger one",
+            f"not learned much yet; train it longer, or use a larger one",
         )
-    doubt = "" if smoothing else " (one that has learned little looks the same; then train it longer)"
+    doubt = "" if smoothing else " (one that has not learned much looks the same; in that case, train it longer)"
     return Finding(
         "label_smoothed",
         f"label-smoothed teacher: {seen}: the relations between classes are erased; train it without "

@@ -85,9 +85,7 @@ class RetrievalReport:
         top = min(TOP, self.database)
         lines.append(align([[cell.replace(f"top-{TOP}", f"top-{top}") for cell in HEAD], *rows]))
         if top == self.database:
-            lines.append(
-                f"note: top-{top} are all training images, so it only shows the shares of the classes among them"
-            )
+            lines.append(f"note: top-{top} covers the whole database, so it only shows the classes' shares of it")
         if self.compat == "released":
             lines.append(
                 "scored as the released program does: interpolated up to rank 128, precision at the nearest recall"

@@ -71,7 +71,7 @@ def accuracy_caveats(results: Mapping[str, Mapping[str, Any]], count: int | None
     if batch is not None:
         yield (
             f"accuracies use batch norm with the statistics of each batch of {batch} test images "
-            f"(data.batch_statistics), not the running statistics in the exported file, from which figures by class are"
+            f"(data.batch_statistics); figures by class come from the exported file, which uses the running statistics"
         )
     student = results.get("student", {}).get("test_accuracy")
     if student is not None:

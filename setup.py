@@ -34,6 +34,7 @@ PACKAGES = [
     "qkd.cli.commands.training",
     "qkd.cli.options",
     "qkd.config",
+    "qkd.config.conflicts",
     "qkd.config.recipes",
     "qkd.data",
     "qkd.data.loading",

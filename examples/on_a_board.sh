@@ -14,5 +14,8 @@ ssh "$board" 'test -x env/bin/python || python3 -m venv env; env/bin/pip install
 qkd bench "$run" --on "ssh://$board" --python env/bin/python --int8-baseline
 qkd report "$run"
 
-scp "$run"/export/{student.onnx,predict.py} "$photo" "$board:"
-ssh "$board" env/bin/python predict.py "$(basename "$photo")" --model student.onnx --top 3
+# ssh joins its words and the board's shell splits them again: a fixed name needs no quotes there
+name=photo.${photo##*.}
+scp "$run"/export/{student.onnx,predict.py} "$board:"
+scp "$photo" "$board:$name"
+ssh "$board" env/bin/python predict.py "$name" --model student.onnx --top 3

@@ -62,7 +62,11 @@ class QuantSpec:
                 _check_bits(name, getattr(self, name))
         _check_choice("weight_quantizer", self.weight_quantizer, WEIGHT_METHODS)
         _check_choice("act_quantizer", self.act_quantizer, ACT_METHODS)
+        if not isinstance(self.overrides, Mapping):
+            raise ValueError(f"overrides must map layer names to bits, got {self.overrides!r}")
         for pattern, values in self.overrides.items():
+            if not isinstance(pattern, str):
+                raise ValueError(f"overrides: a layer's name must be text, such as {str(pattern)!r}, got {pattern!r}")
             if not isinstance(values, Mapping):
                 raise ValueError(
                     f"overrides[{pattern!r}] must be a mapping such as {{'weight_bits': 4}}, got {values!r}"

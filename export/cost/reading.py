@@ -24,10 +24,13 @@ LAYERS = {"Conv": "conv", "ConvTranspose": "conv", "Gemm": "linear", "MatMul": "
 # They multiply by weights, or run other graphs, in ways that are not counted; none is in what this toolkit exports.
 UNCOUNTED = frozenset({"Attention", "ConvInteger", "DeformConv", "Einsum", "GRU", "If", "LSTM", "Loop", "MatMulInteger",
                        "QLinearConv", "QLinearMatMul", "RNN", "Scan", "SequenceMap"})  # fmt: skip
+HALVES = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 ALIAS_OPERATORS = frozenset({"DequantizeLinear", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Dropout",
                              "BatchNormalization"})  # fmt: skip
 # Batch norm among them: runtimes fold it into the layer before it when they load a file.
 MOVING_OPERATORS = ALIAS_OPERATORS | {"Concat", "MaxPool", "Transpose", "Slice", "Gather", "Pad", "Split"}
+# of one constant: other nodes make another of it, of a part or of several
+FORMS = frozenset({"Cast", "DequantizeLinear", "Identity", "Quant", "QuantizeLinear", "Reshape", "Transpose"})
 MOVES_FIRST_INPUT = MOVING_OPERATORS - {"Concat"}
 
 
@@ -73,7 +76,7 @@ class _Reader:
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = _one_image(model)
         self.nodes = list(self.model.graph.node)
-        self.shapes = _shapes(self.model)
+        self.shapes, self.types = _shapes(self.model)
         self.weight_bits = read_widths(model, "weight_bits")
         self.input_bits = read_widths(model, "input_bits")
         self.unused_codes = read_widths(model, "unused_codes")
@@ -85,7 +88,6 @@ class _Reader:
         taps = read_property(model, "quantizers", [])
         self.grid_bits = {str(tap["tensor"]): int(tap["bits"]) for tap in taps if "bits" in tap}
         self.same: dict[str, str] = {}  # output of a Clip that belongs to the Quant after it -> what it clips
-        self.float_bits = FLOAT_BITS
         self.counted: set[str] = set()  # constants of layers, which several layers may share
         self.bits: dict[str, int] = {}
         self.values: dict[str, Value] = {}
@@ -98,12 +100,8 @@ class _Reader:
 
     def program(self) -> Program:
         inputs = tuple(entry.name for entry in self.model.graph.input if entry.name not in self.constants)
-        types = {entry.name: entry.type.tensor_type.elem_type for entry in self.model.graph.input}
-        halves = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
-        if inputs and all(types[name] in halves for name in inputs):
-            self.float_bits = FLOAT_BITS // 2
         for name in inputs:
-            self._value(name, self.float_bits)
+            self._value(name, self._float_bits(name))
         for node in self.nodes:
             if node.op_type == "Constant" or (node.input and all(n in self.constants for n in node.input if n)):
                 self._fold(node)
@@ -170,7 +168,10 @@ class _Reader:
             return self.bits[reads[0]]
         if node.op_type == "Concat":
             return max(self.bits[name] for name in reads)
-        return self.float_bits
+        return self._float_bits(next(filter(None, node.output), ""))
+
+    def _float_bits(self, name: str) -> int:
+        return FLOAT_BITS // 2 if self.types.get(name) in HALVES else FLOAT_BITS
 
     def _clipped_bits(self, node: onnx.NodeProto) -> int | None:
         """Return the width that the Clip after a QuantizeLinear leaves, if it is the only reader."""
@@ -253,7 +254,7 @@ class _Reader:
 
     def _is_new(self, name: str) -> bool:
         """Return whether no layer before has the constant that this one is made of."""
-        while (maker := self.makers.get(name)) is not None and maker.input:
+        while (maker := self.makers.get(name)) is not None and maker.op_type in FORMS:
             name = maker.input[0]
         is_new = name not in self.counted
         self.counted.add(name)
@@ -290,8 +291,8 @@ def _one_image(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
-def _shapes(model: onnx.ModelProto) -> Mapping[str, tuple[int, ...]]:
-    """Return the tensors whose every size is known."""
+def _shapes(model: onnx.ModelProto) -> tuple[Mapping[str, tuple[int, ...]], Mapping[str, int]]:
+    """Return the shapes of tensors whose every size is known, and the element types of all."""
     try:
         inferred = onnx.shape_inference.infer_shapes(without_custom_operators(model), data_prop=True).graph
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError) as error:
@@ -302,7 +303,9 @@ def _shapes(model: onnx.ModelProto) -> Mapping[str, tuple[int, ...]]:
         known = entry.type.tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in dims)
         if known:
             shapes[entry.name] = tuple(dim.dim_value for dim in dims)
-    return shapes
+    types = {entry.name: entry.type.tensor_type.elem_type
+             for entry in (*inferred.input, *inferred.value_info, *inferred.output)}  # fmt: skip
+    return shapes, types
 
 
 def _type_bits(element_type: int) -> int:

@@ -216,6 +216,8 @@ def diagnose_target(
         raise UsageError(f"{target} is not a config, so {overrides[0]} has nothing to change; name a config instead")
     config = _loaded(target, runs_dir, load) if folder is None else stored_config(folder)
     folder = _matching_run(config, runs_dir) if folder is None else folder
+    if config.federated is not None:
+        raise UsageError(f"{target}: a federated run has no teacher to diagnose")
     with cpu_threads(config.threads):
         return _Subject(config, folder, limit, temperature, progress).diagnose(out)
 

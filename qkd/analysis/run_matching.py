@@ -131,6 +131,8 @@ def match_target(
 
 
 def _followed(run: RunFolder) -> Followed:
+    if run.config.federated is not None:
+        raise UsageError(f"{run.path}: a federated run has no teacher to match layers with")
     if not (run.path / "teacher" / WEIGHTS).is_file():
         raise UsageError(f"{run.path} has no teacher yet: run `qkd teacher` with its config first")
     followed = load_followed(run)

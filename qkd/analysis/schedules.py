@@ -22,6 +22,7 @@ from qkd.report.stacks import schedule_picture
 from qkd.seeding import stream
 
 GRID_COLUMNS, GRID_CELL = 10, 64  # images per row, and minimum pixels per side
+OF_A_RUN = ("file", "search", "teacher")  # policies whose schedule a run is given or finds
 BUILTIN_EPOCHS = 200  # length at which a policy without a file is shown
 
 
@@ -162,11 +163,11 @@ def sample_policy(
     if max(epochs) >= total:
         raise UsageError(f"--epochs: {max(epochs)} is not within {total} epochs, 0..{total - 1}; see --length")
     samples = torch.arange(min(GRID_COLUMNS, len(splits.train)))
-    images, _ = splits.train.batch(samples, "cpu")
+    images, labels = splits.train.batch(samples, "cpu")
     rows = [images]
     for epoch in epochs:
         generator = stream(seed, "sample", epoch)
-        rows.append(agent(images, generator=generator, epoch=epoch, samples=samples))
+        rows.append(agent.with_labels(images, labels, generator=generator, epoch=epoch, samples=samples)[0])
     write_bytes(out, _grid(rows))
     return SampleReport(out, tuple(epochs), len(images))
 
@@ -176,12 +177,18 @@ def _agent(
 ) -> tuple[Agent, int, dict[str, Any]]:
     """Return the agent of a name, the length of its schedule, and facts about it."""
     path = Path(name)
-    if name in POLICIES and name != "file":
+    if name in OF_A_RUN and not path.exists():
+        raise UsageError(
+            f"{name}: its schedule is what a run is given or finds; name that file, such as "
+            f"runs/NAME/search/student.schedule.yaml"
+        )
+    if name in POLICIES:
         length = epochs or BUILTIN_EPOCHS
         agent = build_agent(AgentConfig(policy=name, crop_padding=padding), epochs=length, mean=mean)
         return agent, length, {"agent": agent.describe()}
     if not path.suffix and not path.exists():
-        raise UsageError(f"{name}: neither a schedule file nor a policy; {did_you_mean(name, POLICIES)}")
+        known = sorted({*POLICIES} - {*OF_A_RUN})
+        raise UsageError(f"{name}: neither a schedule file nor a policy; {did_you_mean(name, known)}")
     content = read_schedule_file(path)
     length = epochs or content.schedule.epochs
     agent = build_agent(AgentConfig(policy="file", schedule=path, crop_padding=padding), epochs=length, mean=mean)

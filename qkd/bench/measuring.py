@@ -135,7 +135,8 @@ def _record(folder: Path, table: BenchTable, progress: Progress) -> None:
         progress.warn(f"measured, but not recorded in {folder}: {error}")
         return
     again, paths = shlex.quote(str(folder)), ", ".join(str(path) for path in written.values())
-    progress.say(f"recorded in {paths}; `qkd report {again}` shows it")
+    shown = "" if run.config.federated is not None else f"; `qkd report {again}` shows it"
+    progress.say(f"recorded in {paths}{shown}")
 
 
 def _complete_where_measured(run: RunFolder, written: Collection[Path], progress: Progress) -> None:

@@ -69,9 +69,10 @@ def find_config(name: str) -> Path:
     if not path.is_absolute() and short in shipped:
         return shipped[short]
     what = "is a folder, not a config file" if is_folder else "no such config file"
-    if os.path.isfile(os.path.join(name, "config.yaml")):
-        raise ConfigError([f"{shown_line(name)}: is a run folder; its config is {shown_line(name)}/config.yaml"])
-    if not path.suffix and path.with_suffix(".yaml").is_file():
+    if is_folder and (path / "config.yaml").is_file():
+        inside = shown_line(str(path / "config.yaml"))
+        raise ConfigError([f"{shown_line(name)}: {what}; did you mean the config in it, `{inside}`?"])
+    if path.name and not path.suffix and path.with_suffix(".yaml").is_file():
         raise ConfigError([f"{shown_line(name)}: {what}; did you mean `{shown_line(name)}.yaml`?"])
     near = [key for key in shipped if key.startswith(f"{short}/")] or _near(short, shipped)
     hint = (

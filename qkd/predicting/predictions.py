@@ -131,7 +131,7 @@ def _as_agents_show(run: RunFolder, splits: Splits) -> dict[str, npt.NDArray[Any
     if not len(splits.train) or not reads_images(run.config):
         return {}
     samples = torch.linspace(0, len(splits.train) - 1, min(SHOWN_IMAGES, len(splits.train))).round().long()
-    images, _ = splits.train.batch(samples, "cpu")
+    images, labels = splits.train.batch(samples, "cpu")
     pictures: dict[str, npt.NDArray[Any]] = {"samples": small(images)}
     lengths: Mapping[Role, Any] = {"teacher": run.config.teacher.train, "student": run.config.student.train}
     for role, train in lengths.items():
@@ -142,9 +142,10 @@ def _as_agents_show(run: RunFolder, splits: Splits) -> dict[str, npt.NDArray[Any
         except (OSError, ValueError):  # its schedule was another run's, or is gone: the page has no such pictures
             continue
         epochs = sorted({0, train.epochs // 2, train.epochs - 1})[:SHOWN_EPOCHS]
+        draws = {epoch: stream(run.config.seed, role, "shown", epoch) for epoch in epochs}
         shown = [
-            agent(images, generator=stream(run.config.seed, role, "shown", epoch), epoch=epoch, samples=samples)
-            for epoch in epochs
+            agent.with_labels(images, labels, generator=generator, epoch=epoch, samples=samples)[0]
+            for epoch, generator in draws.items()
         ]
         pictures[f"agent.{role}"] = np.stack([small(one) for one in shown])
         pictures[f"agent.{role}.epochs"] = np.array(epochs, np.int64)

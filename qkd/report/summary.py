@@ -234,7 +234,9 @@ def _verdict(summary: RunSummary) -> str:
     student = summary.student
     mark = f"{student.role}, " if student else ""
     under = {row.role.removeprefix(mark): row for row in summary.models if student and row.role.startswith(mark)}
-    return verdict(student, summary.twin, summary.followed, predictions=summary.predictions, parity=summary.parity,
+    # the predictions are those of the exported teacher
+    known = summary.predictions if summary.followed is summary.teacher else {}
+    return verdict(student, summary.twin, summary.followed, predictions=known, parity=summary.parity,
                    under=under)  # fmt: skip
 
 

@@ -40,12 +40,18 @@ def runs_in(runs_dir: Path, option: str = " (see --runs-dir)") -> str:
     return there + option
 
 
-def require_place(runs_dir: Path) -> None:
-    """Raise before anything is trained if run folders cannot be created.
+def require_place(runs_dir: Path, name: str) -> None:
+    """Raise before anything is trained if a run's folder cannot be created.
+
+    Args:
+        runs_dir: Folder of run folders.
+        name: Of the run; a folder of it that exists is looked at when it is opened.
 
     Raises:
         UsageError: If ``runs_dir``, or the nearest folder above it that exists, is a file or cannot be written to.
     """
+    if (runs_dir / name).exists():
+        return
     there = next((folder for folder in (runs_dir, *runs_dir.absolute().parents) if folder.exists()), None)
     if there is not None and not there.is_dir():
         raise UsageError(f"--runs-dir {runs_dir}: {there} is not a folder")

@@ -33,6 +33,9 @@ def test_only_first_and_last_may_be_none(field: str) -> None:
             {"overrides": {"fc": {"act_bits": 16}}},
             r"overrides\['fc'\]\.act_bits must be an integer from 2 to 8, got 16",
         ),
+        ({"overrides": {0: {"act_bits": 4}}}, "overrides: a layer's name must be text, such as '0', got 0"),
+        ({"overrides": [("0", {})]}, r"overrides must map layer names to bits, got \["),
+        ({"overrides": None}, "overrides must map layer names to bits, got None"),
         ({"overrides": {"fc": 4}}, r"overrides\['fc'\] must be a mapping such as .*, got 4"),
     ],
 )

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     from qkd.pipeline.running import refuse_clients
 
     refuse_clients(config)
-    require_place(args.runs_dir)
+    require_place(args.runs_dir, config.name)
     if args.dry_run:
         return _run(args, config)
     config = meant(args, config)

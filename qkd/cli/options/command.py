@@ -131,6 +131,8 @@ def run_stages_of(config: RunConfig, names: Sequence[str], args: argparse.Namesp
     from qkd.run.folder import RunFolder
     from qkd.run.log import logged
 
+    if config.federated is not None and getattr(args, "runtime", None) is not None:
+        return _fitted_federated(config, args)
     refuse_clients(config)
     progress = new_progress()
     with (
@@ -160,3 +162,19 @@ def print_result(args: argparse.Namespace, result: Any) -> int:
     """Print a result's ``to_text()`` or ``to_json()``, by the arguments; return exit code 0."""
     print(json.dumps(result.to_json(), indent=2) if args.json else result.to_text())
     return DONE
+
+
+def _fitted_federated(config: RunConfig, args: argparse.Namespace) -> int:
+    """Store the student of a complete federated run for another runtime, then print its table."""
+    from qkd.failures import UsageError
+    from qkd.federated.report import read_report
+    from qkd.run.folder import RunFolder
+    from qkd.stages.fitted import keep_fitted
+
+    with RunFolder.open(config, runs_dir=args.runs_dir) as run:
+        if why := run.why_incomplete("export"):
+            raise UsageError(
+                f"{run.path}: its student is not exported ({why}): run `qkd federate` with its config first"
+            )
+        keep_fitted(run, args.runtime, new_progress())
+        return print_result(args, read_report(run.path, config.name, config.federated.model_dump(mode="json")))  # type: ignore[union-attr]

@@ -13,14 +13,16 @@ from qkd.data.loading.facts import WHOLE_BYTES, file_digest, file_sizes, pixels_
 from qkd.data.sets import FolderSplit
 from qkd.data.splits import Parts, Split
 
+MOST_IMAGES = 1 << 18  # in memory or in rows of a file: two seconds
 _BLOCK = 1 << 20  # bytes of images that are looked at together
 
 
 def overlap_notes(parts: Parts) -> list[str]:
     """Return one line for each held-out part with images that are trained on: the same pixels, or the same file.
 
-    Files are told apart by their sizes, and read only where these agree. If more than 512 MiB would have to be read,
-    nothing is compared. Images that are merely similar, or the same image in another format, are not found.
+    Files are told apart by their sizes, and read only where these agree. Nothing is compared if more than 512 MiB would
+    have to be read, or more than 262,144 images that are not files. Images that are merely similar, or the same image
+    in another format, are not found.
 
     Args:
         parts: The set before its images are resized.
@@ -55,7 +57,8 @@ def _repeated(train: Split, learned: Tensor, part: Split, rows: Tensor) -> int:
         return sum(file_digest(part.files[row]) in seen for row in theirs)
     if train.image_shape != part.image_shape:
         return 0
-    if (len(learned) + len(rows)) * math.prod(train.image_shape) > WHOLE_BYTES:
+    count = len(learned) + len(rows)
+    if count > MOST_IMAGES or count * math.prod(train.image_shape) > WHOLE_BYTES:
         return 0
     seen = set(_image_digests(train, learned))
     return sum(digest in seen for digest in _image_digests(part, rows))

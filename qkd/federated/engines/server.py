@@ -13,13 +13,18 @@ from qkd.federated.federation import Federation
 from qkd.federated.messages import MODEL, Order, Reply, prefixed, tensor_bytes
 from qkd.federated.strategies import STRATEGIES
 from qkd.progress import Progress
+from qkd.run.identity import FREE
 from qkd.training.checkpoint import Checkpoint, CheckpointStore
 from qkd.training.evaluate import accuracy
 from qkd.training.origin import other_settings
 from qkd.training.state import below, fill
 from qkd.units import percent
 
-MAY_CHANGE = ("rounds", "engine", "evaluate_every")  # keys that do not affect a round
+MAY_CHANGE = (
+    "rounds",
+    "evaluate_every",
+    *(key.partition(".")[2] for key in FREE if key.startswith("federated.")),
+)  # keys that do not affect a round
 SHOWN = 4  # differences to name
 STRATEGY = "strategy/"  # prefix in a checkpoint; the net has the one of messages
 

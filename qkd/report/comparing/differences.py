@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qkd.report.caveats import SLOWER
-from qkd.report.findings.verdict import MOST_APART
+from qkd.report.findings.verdict import is_of
 from qkd.report.intervals import paired_difference, unpack_answers, unpaired_interval
 from qkd.report.summary import ModelRow, RunSummary, read_json
 from qkd.units import megabytes, milliseconds, percent
@@ -89,7 +89,7 @@ def difference_notes(found: Sequence[Difference], folders: Sequence[Path]) -> li
     if unpaired := list(dict.fromkeys(one.run for one in found if one.interval and not one.is_paired)):
         notes.append(
             f"accuracy of {', '.join(unpaired)}: not compared image by image, which would give a narrower interval; "
-            f"`qkd export RUN`, for each of the runs, records what that needs"
+            f"`qkd export RUN`, for each of the runs, records what that needs (a federated run has none)"
         )
     if found and not any("provider" in one.figure for one in found):
         runs = shlex.join([*dict.fromkeys(str(folder) for folder in folders)])
@@ -133,12 +133,13 @@ def _of_accuracy(first: _Student, this: _Student, theirs: float, ours: float) ->
         return {"verdict": OTHER_SCORES}
     if None in parts:
         return {"verdict": UNKNOWN_IMAGES, "difference": ours - theirs}
-    if counts[0] != counts[1] or parts[0] != parts[1]:
+    # runs of before say how many test images there are, not how many of them fill batches
+    if parts[0] != parts[1] or (counts[0] != counts[1] and not batches[0]):
         return {"verdict": OTHER_IMAGES}
     # the exported files' answers, which use the running statistics
     answers = [None if batches[0] else _answers(one.summary) for one in (this, first)]
     paired = None if answers[0] is None or answers[1] is None else paired_difference(answers[0], answers[1])
-    if paired is not None and abs(paired["value"] - (ours - theirs)) <= MOST_APART:
+    if paired is not None and is_of(paired["value"], ours - theirs, counts[0]):
         value, interval, is_paired = paired["value"], (paired["low"], paired["high"]), True
     else:
         value, interval, is_paired = ours - theirs, unpaired_interval(ours, theirs, (counts[0], counts[1])), False

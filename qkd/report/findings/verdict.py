@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
-MOST_APART = 0.005  # what a few images whose two largest logits nearly agree may change; a fraction
+MOST_APART, FEW_IMAGES = 0.005, 2.5  # a share of all, or this many: what images with two nearly equal logits may change
 SAME = 0.02  # medians of two measurements of one file differ by up to about 2 %
 
 
@@ -63,9 +63,20 @@ def points_text(ours: float, theirs: float | None, predictions: Mapping[str, Any
             none (an ensemble), or accuracies by batch statistics, differ by another one.
     """
     found = predictions.get("difference")
-    if found and (theirs is None or abs(found["value"] - (ours - theirs)) <= MOST_APART):
+    if found and (theirs is None or is_of(found["value"], ours - theirs, predictions.get("images"))):
         return f"{_signed(found['value'])} ± {100 * found['half_width']:.1f} accuracy points"
     return "" if theirs is None else f"{_signed(ours - theirs)} accuracy points"
+
+
+def is_of(value: float, difference: float, images: int | None) -> bool:
+    """Return whether a difference of exported files is that of two accuracies, but for a few images.
+
+    Args:
+        value: From the files' answers, as a fraction.
+        difference: Of the accuracies.
+        images: Number of test images; None if unknown.
+    """
+    return abs(value - difference) <= max(MOST_APART, FEW_IMAGES / images if images else 0.0)
 
 
 def factor_text(ours: float | None, theirs: float | None, words: tuple[str, str, str]) -> str:

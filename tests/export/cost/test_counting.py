@@ -292,6 +292,9 @@ def values(*shape, dtype=np.float32):
             ([1, 7, 8], [1, 7, 5]), 280, 45,
         ),
         ([("MatMul", "x w", "m"), ("MatMul", "m w", "y")], {"w": values(8, 8)}, ([1, 8], [1, 8]), 128, 64),
+        # other matrices made of one constant: parts of it, and products with it
+        ([("Mul", "s w", "a"), ("Mul", "s v", "b"), ("MatMul", "x a", "m"), ("MatMul", "m b", "y")],
+         {"w": values(8, 8), "v": values(8, 8), "s": values(1)}, ([1, 8], [1, 8]), 128, 128),
         ([("MatMul", "x w", "m"), ("Add", "m m", "y")], {"w": values(8, 5)}, ([1, 8], [1, 5]), 40, 40),
     ],
 )  # fmt: skip
@@ -306,6 +309,20 @@ def test_half_precision_has_inputs_of_sixteen_bits(tmp_path):
     path = saved(tmp_path / "n.onnx", [node], {"w": values(4, 8, 3, 3, dtype=np.float16)}, [1, 8, 5, 5], [1, 4, 3, 3])
     (layer,) = cost_of_file(path).layers
     assert (layer.weight_bits, layer.input_bits, layer.bops) == (16, 16, layer.macs * 256)
+
+
+def test_what_is_cast_to_single_precision_has_its_width(tmp_path):
+    nodes = [
+        helper.make_node("Cast", ["x"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["f", "w"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT16, [1, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 5])],
+        [onnx.numpy_helper.from_array(values(8, 5), "w")],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "n.onnx")
+    assert cost_of_file(tmp_path / "n.onnx").layers[0].input_bits == 32
 
 
 def test_what_is_not_counted_is_refused_by_name(tmp_path):

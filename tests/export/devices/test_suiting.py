@@ -59,6 +59,8 @@ def test_a_runtime_without_a_file_is_an_error(paths: dict[str, Path], capsys: py
     with pytest.raises(ValueError, match="none of these files is for openvino, .* export.target=openvino"):
         suited(entries_of(["student"], ("openvino",)), paths)
     assert main(["bench", str(paths["student"]), "--runtime", "mnn"]) == 2
-    assert "--runtime mnn: can be measured here: onnxruntime, openvino" in capsys.readouterr().err
+    assert (
+        "--runtime mnn: not known; runtimes that can be measured here: onnxruntime, openvino" in capsys.readouterr().err
+    )
     assert main(["bench", str(paths["student"]), "--runtime", "openvino", "--provider", "cpu"]) == 2
     assert "--provider is ONNX Runtime's" in capsys.readouterr().err

@@ -380,7 +380,11 @@ def test_a_folder_in_a_configs_place_is_told_apart(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     for name in ("run/config.yaml", "photos.yaml"):
         (tmp_path / name).write_text("name: x\n", encoding="utf-8")
-    for name, hint in (("run", "its config is .*run/config.yaml"), ("images", "`qkd init FOLDER` writes one"),
-                       ("photos", "did you mean `.*photos.yaml`")):  # fmt: skip
+    hints = {"run": "did you mean the config in it, `.*run/config.yaml`", "images": "`qkd init FOLDER` writes one",
+             "photos": "did you mean `.*photos.yaml`"}  # fmt: skip
+    for name, hint in hints.items():
         with pytest.raises(ConfigError, match=hint):
             find_config(str(tmp_path / name))
+    for name in (".", "/", "", ".."):
+        with pytest.raises(ConfigError, match="no such config file|is a folder"):
+            find_config(name)

@@ -55,6 +55,13 @@ def test_a_run_is_trained_exported_and_complete(data: Path, tmp_path: Path, caps
     shown = capsys.readouterr()
     assert shown.err.count("already complete") == 2 and "final student: test accuracy" in shown.out
     assert (folder / "student" / "weights.safetensors").read_bytes() == before
+    # for an older runtime, like any other run; what needs a teacher says that there is none
+    assert main(["export", str(folder), "--for", "onnxruntime==1.17"]) == 0
+    assert "final student: test accuracy" in capsys.readouterr().out
+    assert (folder / "export" / "student.onnxruntime-1.17.onnx").is_file()
+    for command in ("diagnose", "match"):
+        assert main([command, str(folder)]) == 2
+        assert "a federated run has no teacher" in capsys.readouterr().err
 
 
 def test_the_exported_file_computes_what_the_student_computes(data: Path, tmp_path: Path) -> None:

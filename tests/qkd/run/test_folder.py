@@ -286,6 +286,6 @@ def test_a_place_for_runs_that_cannot_be_one_is_refused_before_training(tmp_path
     (tmp_path / "file").write_text("x")
     for place in (tmp_path / "file", tmp_path / "file" / "runs"):
         with pytest.raises(UsageError, match="--runs-dir .*file is not a folder"):
-            require_place(place)
-    require_place(tmp_path / "new" / "runs")
+            require_place(place, "run")
+    require_place(tmp_path / "new" / "runs", "run")
     assert not (tmp_path / "new").exists()

@@ -103,4 +103,5 @@ def test_the_students_search_starts_from_them_and_notices_others(data: Path, tmp
 
 def test_a_missing_file_is_told_before_training() -> None:
     faults = dict(file_faults({"student": {"weights": "nowhere.safetensors"}}))
-    assert faults[("student", "weights")] == "no such file: nowhere.safetensors"
+    where = f" in {Path.cwd()} (paths are relative to the current folder)"
+    assert faults[("student", "weights")] == f"no such file: nowhere.safetensors{where}"

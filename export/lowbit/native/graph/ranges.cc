@@ -12,6 +12,9 @@ namespace lowbit {
 namespace {
 
 constexpr double kEverything = std::numeric_limits<double>::infinity();
+constexpr double kCodes = 256;          // more than any code's distance from its zero point
+constexpr double kMostSummed = 0x1p24;  // products in a sum
+constexpr double kMostReach = 1e37;     // far from where float32 overflows
 constexpr double kNear = 1e-3;  // of a step: this close to a tie, rounding is not relied upon
 
 Range unknown(const Value& value) { return is_code(value) ? Range{0, 255} : Range{-kEverything, kEverything}; }
@@ -23,13 +26,16 @@ public:
     explicit Ranges(const Graph& graph) : graph_(graph) {
         for (const Value& value : graph.values) {
             found_.push_back(unknown(value));
-            is_number_.push_back(is_code(value) || is_finite(value));
+            reach_.push_back(reach_of(value));
         }
     }
 
     std::vector<Range> find() {
         for (const Node& node : graph_.nodes) {
-            note_numbers(node);
+            if (!node.outputs.empty() && node.outputs[0] != kNone && !is_code(graph_.values[node.outputs[0]])) {
+                const double reach = has(node, 0) ? reach_after(node) : kEverything;
+                reach_[node.outputs[0]] = reach < kMostReach ? reach : kEverything;  // not where it is NaN, either
+            }
             Range range;
             if (node.outputs.empty() || node.outputs[0] == kNone || !of(node, &range)) continue;
             if (std::isnan(range.low) || std::isnan(range.high) || range.low > range.high) continue;
@@ -39,25 +45,45 @@ public:
     }
 
 private:
-    static bool is_finite(const Value& value) {
-        if (value.constant == nullptr || value.type != Type::kFloat) return false;
+    // The largest magnitude of a constant; infinite if one of its values is not finite, or is not known here.
+    static double reach_of(const Value& value) {
+        if (is_code(value)) return kCodes;
+        if (value.constant == nullptr || value.type != Type::kFloat) return kEverything;
         const float* const first = static_cast<const float*>(value.constant);
-        return std::all_of(first, first + value.count, [](float one) { return std::isfinite(one); });
+        double reach = 0;
+        for (size_t i = 0; i < value.count; ++i) {
+            if (!std::isfinite(first[i])) return kEverything;
+            reach = std::max(reach, std::abs(static_cast<double>(first[i])));
+        }
+        return reach;
     }
 
-    // Whether the output can be NaN in no run: it is made from codes and finite constants by operators that make none.
-    void note_numbers(const Node& node) {
-        static const std::set<std::string> makes_none = {
-            "Abs", "Add", "AveragePool", "BatchNormalization", "Clip", "Concat", "Conv", "ConvTranspose", "DequantizeLinear",
-            "Elu", "Erf", "Flatten", "Gelu", "Gemm", "GlobalAveragePool", "GlobalMaxPool", "HardSigmoid", "HardSwish",
-            "Identity", "LeakyRelu", "MatMul", "Max", "MaxPool", "Min", "Mul", "Neg", "PRelu", "ReduceMean", "Relu",
-            "Reshape", "Sigmoid", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze"};
-        bool is_number = makes_none.count(node.op) > 0;
-        const bool is_dequantize = node.op == "DequantizeLinear";  // of codes of any type
-        const bool has_axes = node.op == "Reshape" || node.op == "Squeeze" || node.op == "Unsqueeze" || node.op == "ReduceMean";
-        for (size_t i = 0; i < (has_axes ? std::min<size_t>(1, node.inputs.size()) : node.inputs.size()); ++i)
-            is_number = is_number && (node.inputs[i] == kNone || is_number_[node.inputs[i]] || (is_dequantize && i != 1));
-        if (!node.outputs.empty() && node.outputs[0] != kNone && is_number) is_number_[node.outputs[0]] = true;
+    // How large a tensor of floats can become in any run; infinite where it could be an infinity or NaN, too. Operators that
+    // are not named here, and those whose attributes could make NaN, are not followed.
+    double reach_after(const Node& node) const {
+        static const std::set<std::string> keep = {
+            "Abs", "AveragePool", "Clip", "Flatten", "GlobalAveragePool", "GlobalMaxPool", "HardSwish", "Identity", "MaxPool",
+            "Neg", "ReduceMean", "Relu", "Reshape", "Squeeze", "Transpose", "Unsqueeze"};
+        static const std::set<std::string> product = {"Conv", "ConvTranspose", "Gemm", "MatMul"};
+        const auto reach = [&](size_t place) { return has(node, place) ? reach_[node.inputs[place]] : 0.0; };
+        const std::string& op = node.op;
+        if (keep.count(op)) return reach(0);
+        if (op == "Sigmoid" || op == "Tanh" || op == "Erf") return std::isinf(reach(0)) ? kEverything : 1;
+        if (op == "DequantizeLinear") {
+            if (!has(node, 1)) return kEverything;
+            const Type type = graph_.values[node.inputs[0]].type;
+            return type == Type::kInt32 ? 0x1p31 * reach(1) : is_code(graph_.values[node.inputs[0]]) ? kCodes * reach(1) : kEverything;
+        }
+        if (product.count(op)) return reach(0) * reach(1) * kMostSummed + reach(2);
+        if (op == "Add" || op == "Sub") return reach(0) + reach(1);
+        if (op == "Mul") return reach(0) * reach(1);
+        if (op == "PRelu") return reach(0) * std::max(1.0, reach(1));
+        if (op == "Max" || op == "Min" || op == "Concat") {
+            double most = 0;
+            for (size_t i = 0; i < node.inputs.size(); ++i) most = std::max(most, reach(i));
+            return most;
+        }
+        return kEverything;
     }
 
     const Range& input(const Node& node, size_t place) const { return found_[node.inputs[place]]; }
@@ -95,7 +121,7 @@ private:
         float scale;
         int zero;
         bool is_signed;
-        if (!is_number_[node.inputs[0]]) return false;  // of NaN the runtime makes any code
+        if (std::isinf(reach_[node.inputs[0]])) return false;  // of NaN the runtime makes any code
         if (!scalar_grid(graph_, node, &scale, &zero, &is_signed)) return false;
         const Range& real = input(node, 0);
         const auto code = [&](double value, double slack) {
@@ -133,7 +159,7 @@ private:
 
     const Graph& graph_;
     std::vector<Range> found_;
-    std::vector<bool> is_number_;  // never NaN
+    std::vector<double> reach_;  // largest magnitude of each value; infinite if it can be an infinity or NaN
 };
 
 }  // namespace

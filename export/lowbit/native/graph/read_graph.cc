@@ -54,7 +54,7 @@ private:
             node.outputs.push_back(value(info));
             if (node.outputs.back() != kNone) graph_.values[node.outputs.back()].producer = place;
         }
-        if (node.op == "Conv" || node.op == "MaxPool" || node.op == "AveragePool" || node.op == "LpPool" || node.op == "Concat" || node.op == "QuantizeLinear" || node.op == "DequantizeLinear")
+        if (node.op == "Conv" || node.op == "MaxPool" || node.op == "AveragePool" || node.op == "LpPool" || node.op == "ConvTranspose" || node.op == "Concat" || node.op == "QuantizeLinear" || node.op == "DequantizeLinear")
             read_attributes(handle, &node);
         graph_.nodes.push_back(std::move(node));
     }

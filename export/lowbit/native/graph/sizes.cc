@@ -25,17 +25,19 @@ const std::vector<int64_t>* attribute(const Node& node, const char* name) {
 
 bool is_pooling(const Node& node) { return node.op == "MaxPool" || node.op == "AveragePool" || node.op == "LpPool"; }
 
-// Whether rounding up makes a last window that begins behind the tensor and the padding before it.
+// Whether rounding up makes a last window that begins behind the tensor and the padding before it, which may be none.
 bool has_window_in_padding(const Graph& graph, const Node& node) {
     const auto *ceil = attribute(node, "ceil_mode"), *pads = attribute(node, "pads");
-    if (ceil == nullptr || *ceil == std::vector<int64_t>{0} || pads == nullptr) return false;
+    if (ceil == nullptr || *ceil == std::vector<int64_t>{0}) return false;
     const auto *kernel = attribute(node, "kernel_shape"), *strides = attribute(node, "strides"),
                *dilations = attribute(node, "dilations");
     const Value& in = graph.values[node.inputs[0]];
-    if (kernel == nullptr || !in.has_shape || in.shape.size() != kernel->size() + 2 || pads->size() != 2 * kernel->size())
+    if (kernel == nullptr || !in.has_shape || in.shape.size() != kernel->size() + 2 ||
+        (pads != nullptr && pads->size() != 2 * kernel->size()))
         return true;
     for (size_t axis = 0; axis < kernel->size(); ++axis) {
-        const int64_t size = in.shape[axis + 2], before = (*pads)[axis], after = (*pads)[axis + kernel->size()];
+        const int64_t size = in.shape[axis + 2], before = pads != nullptr ? (*pads)[axis] : 0;
+        const int64_t after = pads != nullptr ? (*pads)[axis + kernel->size()] : 0;
         const int64_t stride = strides != nullptr && axis < strides->size() ? (*strides)[axis] : 1;
         const int64_t dilation = dilations != nullptr && axis < dilations->size() ? (*dilations)[axis] : 1;
         const int64_t span = dilation * ((*kernel)[axis] - 1) + 1, rest = size + before + after - span;
@@ -50,8 +52,12 @@ bool has_window_in_padding(const Graph& graph, const Node& node) {
 std::vector<bool> find_uncertain_sizes(const Graph& graph) {
     std::vector<bool> found(graph.values.size(), false);
     for (const Node& node : graph.nodes) {
-        bool is_uncertain = is_pooling(node) && !node.inputs.empty() && node.inputs[0] != kNone &&
-                            has_window_in_padding(graph, node);
+        // A transposed convolution's size by auto_pad is inferred in another way than the runtime computes it.
+        const auto padding = node.strings.find("auto_pad");
+        bool is_uncertain = node.op == "ConvTranspose" && padding != node.strings.end() && !padding->second.empty() &&
+                            padding->second != "NOTSET";
+        is_uncertain = is_uncertain || (is_pooling(node) && !node.inputs.empty() && node.inputs[0] != kNone &&
+                                        has_window_in_padding(graph, node));
         for (int input : node.inputs) is_uncertain = is_uncertain || (input != kNone && found[input]);
         if (!is_uncertain) continue;
         for (int output : node.outputs)
@@ -71,7 +77,8 @@ std::vector<int> find_batches(const Graph& graph) {
             continue;
         }
         const std::vector<int64_t>* axis = attribute(node, "axis");
-        if (!kOfAll.count(node.op) || (node.op == "Concat" && (axis == nullptr || *axis == std::vector<int64_t>{0}))) continue;
+        // a negative axis could be the batch's
+        if (!kOfAll.count(node.op) || (node.op == "Concat" && (axis == nullptr || axis->size() != 1 || (*axis)[0] < 1))) continue;
         int batch = kConstant;
         bool is_known = true;
         for (int input : node.inputs) {

@@ -100,7 +100,7 @@ def test_few_images_that_differ_are_no_difference() -> None:
 def test_a_spread_of_other_figures_is_left_out() -> None:
     """Predictions are those of exported files: an ensemble has none, and batch statistics give other accuracies."""
     ensemble = row(None, None, 0.95, "ensemble of 2 teachers")
-    text = verdict(row(1, 1.0), None, ensemble, predictions=PREDICTIONS, parity={})
+    text = verdict(row(1, 1.0), None, ensemble, predictions={**PREDICTIONS, "images": 1000}, parity={})
     assert text == "-5.0 accuracy points vs. the ensemble of 2 teachers."
 
 

@@ -124,7 +124,8 @@ class Engine:
             return
         import torch
 
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+        with torch.random.fork_rng(devices=devices):
             torch.manual_seed(self.step_seed)
             yield
 

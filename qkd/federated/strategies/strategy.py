@@ -16,7 +16,7 @@ from qkd.losses import cross_entropy_loss
 
 NOT_FINITE = "its update holds NaN or an infinity"
 OF_ANOTHER = "its update is not of this run's student"
-NO_IMAGES = "its update does not say how many images it is from"
+NO_IMAGES = "it does not say how many images its figures are from"
 
 
 class FederationError(RuntimeError):
@@ -219,7 +219,7 @@ class Strategy:
                 texts = [f"{str(one.dtype).removeprefix('torch.')} {list(one.shape)}" for one in (found[name], tensor)]
                 return f"{OF_ANOTHER}: {name} is {texts[0]}, wanted {texts[1]}"
         more = sorted({*found} - {*wanted}) if whole else []
-        return f"{OF_ANOTHER}: it has no {more[0]}" if more else ""
+        return f"{OF_ANOTHER}, which has no {more[0]}" if more else ""
 
 
 def _means(replies: Sequence[Reply], shares: Sequence[float]) -> dict[str, float]:

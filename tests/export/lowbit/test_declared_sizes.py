@@ -163,10 +163,16 @@ def not_numbers(net: Any, real: str, kind: str) -> str:
     if kind == "difference":
         huge = net.node("Mul", [net.node("Mul", [real, constant(3e38)]), constant(3e38)])
         return str(net.node("Sub", [huge, huge]))
+    if kind == "mean":
+        huge = net.node("Mul", [net.node("Mul", [real, constant(1e30)]), constant(1e7)])
+        mean = net.node("AveragePool", [huge], kernel_shape=[9, 9], pads=[4] * 4)
+        return str(net.node("Sub", [mean, mean]))
+    if kind == "bound":
+        return str(net.node("Clip", [real, net.constant(np.nan, np.float32)]))
     return str(net.node("LeakyRelu", [real], alpha=float("nan")))
 
 
-@pytest.mark.parametrize("kind", ["variance", "overflow", "difference", "slope"])
+@pytest.mark.parametrize("kind", ["variance", "overflow", "difference", "mean", "bound", "slope"])
 def test_numbers_that_become_none(kind: str, make_session: Session) -> None:
     net = writer()
     first = net.dequantize(convolved(net, two_bits(net, "images", (32, 9, 9))))

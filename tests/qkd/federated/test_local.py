@@ -215,7 +215,7 @@ def test_an_update_of_another_student_is_left_out(
     replies[2] = replace(replies[2], tensors=broken(kind, dict(replies[2].tensors)))
     server.aggregate_train(1, replies)
     assert set(server._row["dropped"]) == {"2"} and len(server._row["weights"]) == 3
-    assert server._row["dropped"]["2"].startswith("its update is not of this run's student: ")
+    assert server._row["dropped"]["2"].startswith("its update is not of this run's student")
 
 
 @pytest.mark.parametrize("figures", [{"right": float("nan")}, {"right": -1.0}, {"right": 1e9}, {"images": 0.0}])

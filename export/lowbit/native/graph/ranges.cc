@@ -14,7 +14,7 @@ namespace {
 constexpr double kEverything = std::numeric_limits<double>::infinity();
 constexpr double kCodes = 256;          // more than any code's distance from its zero point
 constexpr double kMostSummed = 0x1p24;  // products in a sum
-constexpr double kMostReach = 1e37;     // far from where float32 overflows
+constexpr double kMostReach = 1e30;     // so that no sum of so many, as in a mean, overflows float32
 constexpr double kNear = 1e-3;  // of a step: this close to a tie, rounding is not relied upon
 
 Range unknown(const Value& value) { return is_code(value) ? Range{0, 255} : Range{-kEverything, kEverything}; }
@@ -62,12 +62,13 @@ private:
     // are not named here, and those whose attributes could make NaN, are not followed.
     double reach_after(const Node& node) const {
         static const std::set<std::string> keep = {
-            "Abs", "AveragePool", "Clip", "Flatten", "GlobalAveragePool", "GlobalMaxPool", "HardSwish", "Identity", "MaxPool",
+            "Abs", "AveragePool", "Flatten", "GlobalAveragePool", "GlobalMaxPool", "HardSwish", "Identity", "MaxPool",
             "Neg", "ReduceMean", "Relu", "Reshape", "Squeeze", "Transpose", "Unsqueeze"};
-        static const std::set<std::string> product = {"Conv", "ConvTranspose", "Gemm", "MatMul"};
+        static const std::set<std::string> product = {"Conv", "ConvTranspose", "MatMul"};
         const auto reach = [&](size_t place) { return has(node, place) ? reach_[node.inputs[place]] : 0.0; };
         const std::string& op = node.op;
         if (keep.count(op)) return reach(0);
+        if (op == "Clip") return std::isinf(reach(1)) || std::isinf(reach(2)) ? kEverything : reach(0);
         if (op == "Sigmoid" || op == "Tanh" || op == "Erf") return std::isinf(reach(0)) ? kEverything : 1;
         if (op == "DequantizeLinear") {
             if (!has(node, 1)) return kEverything;

@@ -124,7 +124,8 @@ class Engine:
             return
         import torch
 
-        devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+        is_used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        devices = [torch.cuda.current_device()] if is_used else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(self.step_seed)
             yield

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from pathlib import Path
 
 Version = tuple[int, int]
 OLDEST: Version = (1, 14)
@@ -37,13 +36,3 @@ def arithmetic_note(version: str | None, cpu_flags: Collection[str]) -> str:
         f"onnxruntime {version} multiplies 8-bit integers wrongly with AMX in layers whose number of output channels "
         f"is not a multiple of 16 (its issue 26324); {advice}"
     )
-
-
-def local_cpu_flags() -> frozenset[str]:
-    """Return this processor's instruction sets, by Linux's names; empty if the system does not tell."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return frozenset()
-    texts = (line.partition(":")[2] for line in lines if line.lower().startswith(("flags", "features")))
-    return frozenset(next(texts, "").split())

@@ -224,10 +224,12 @@ class _Reader:
         output = self._shape(node.output[0])
         settings = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
         # what one output value sums up: a kernel over the channels of its group, or a row of features
-        is_rows = node.op_type == "Conv" or settings.get("transB", 0)
-        summed = (
-            weight.shape[1:] if is_rows else weight.shape[-1:] if place == 0 else weight.shape[-2:-1] or weight.shape
-        )
+        if node.op_type == "Conv" or settings.get("transB", 0):
+            summed = weight.shape[1:]
+        elif place == 0:
+            summed = weight.shape[-1:]
+        else:
+            summed = weight.shape[-2:-1] or weight.shape
         macs = multiply_accumulates(output, summed)
         if node.op_type == "ConvTranspose":  # each position of the input is multiplied by every kernel that reads it
             macs = prod(self._shape(node.input[0])[2:]) * prod(weight.shape)

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 from torch import Tensor
 
 from export.codes import Found
+from export.devices.onboard import runner
 from export.lowering.model import INPUT
 from export.parity.expected import Expected, Tap
 from export.parity.layers import SingleLayers, attempted, in_order
@@ -22,7 +23,7 @@ from export.parity.with_runtime import RuntimeTally
 from export.runtime import load_model, open_session, runtime
 from export.storage.metadata import as_a_file, check_structure, properties_of, read_property
 from export.storage.preprocessing import Preprocessing
-from export.versions import arithmetic_note, local_cpu_flags
+from export.versions import arithmetic_note
 
 Array = npt.NDArray[np.float32]
 TAP_KEYS = {"name": str, "tensor": str, "scale": float, "zero_point": int}
@@ -68,7 +69,7 @@ class Ways:
             # a file that loads here and not there is a finding, not an input error
             self.on = attempted(lambda: open_session(path, optimize=True, threads=threads))
             self.runtime_version = str(runtime().__version__)
-            note = arithmetic_note(self.runtime_version, local_cpu_flags())
+            note = arithmetic_note(self.runtime_version, runner.machine()["cpu_flags"])
             self.notes = (note,) if note else ()
 
     def match(self, expected: Expected) -> Iterator[tuple[str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from export.versions import AMX, arithmetic_note, local_cpu_flags
+from export.versions import AMX, arithmetic_note
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,3 @@ def test_integers_on_amx(version: str | None, is_faulty: bool) -> None:  # noqa:
 def test_the_note_says_what_to_install() -> None:
     note = arithmetic_note("1.23.2", [AMX])
     assert "1.23.2" in note and "use 1.25 or later" in note and "26324" in note
-
-
-def test_flags_are_single_words() -> None:
-    assert all(flag and " " not in flag for flag in local_cpu_flags())

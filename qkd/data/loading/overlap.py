@@ -13,7 +13,7 @@ from qkd.data.loading.facts import WHOLE_BYTES, file_digest, file_sizes, pixels_
 from qkd.data.sets import FolderSplit
 from qkd.data.splits import Parts, Split
 
-MOST_IMAGES = 1 << 18  # in memory or in rows of a file: two seconds
+MOST_IMAGES = 1 << 18  # in memory or in rows of a file; each is hashed
 _BLOCK = 1 << 20  # bytes of images that are looked at together
 
 

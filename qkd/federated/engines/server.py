@@ -78,21 +78,18 @@ class Server:
         }
 
     def _require_same_run(self, checkpoint: Checkpoint) -> None:
-        """Restore the strategy, unless the checkpoint is of another run.
+        """Restore net and strategy, unless the checkpoint is of another run.
 
         Raises:
             ValueError: If so.
         """
-        then, found = checkpoint.state.get("settings"), below(checkpoint.tensors, MODEL)
-        faults = other_settings(then, self._settings())
-        for name in sorted({*found, *self.model}):
-            sizes = [str(list(one[name].shape)) if name in one else "missing" for one in (found, self.model)]
-            faults += [f"{name}: {sizes[0]} then, {sizes[1]} now"] if sizes[0] != sizes[1] else []
-        if not faults:
+        faults = other_settings(checkpoint.state.get("settings"), self._settings())
+        if not faults:  # older checkpoints have no settings
             try:
+                fill(self.strategy.net, below(checkpoint.tensors, MODEL))
                 self.strategy.restore(below(checkpoint.tensors, STRATEGY))
             except (KeyError, RuntimeError, ValueError) as error:
-                faults.append(f"state of the strategy: {error}")
+                faults.append(str(error))
         if faults:
             more = f", and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
             raise ValueError(

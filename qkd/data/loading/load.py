@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import torch
 from qkd.data.domains import divide_domains, domain_mark
 from qkd.data.errors import DataError
 from qkd.data.labels import class_notes
-from qkd.data.loading.facts import DataFacts, facts_of
+from qkd.data.loading.facts import DataFacts, facts_of, file_digest
 from qkd.data.loading.overlap import overlap_notes
 from qkd.data.loading.preprocessing import preprocessed
 from qkd.data.sampling import stratified_quotas, take_quotas
@@ -96,7 +97,8 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
     _require_known(config.name)
     config = preprocessed(config)
     parts, target = DATASETS[config.name](config), None
-    facts, repeated = facts_of(parts), overlap_notes(parts)
+    hash_file = functools.cache(file_digest)  # of each file once
+    facts, repeated = facts_of(parts, hash_file), overlap_notes(parts, hash_file)
     parts, resize = _in_form(parts, config)
     fingerprint = facts.fingerprint
     if config.domains is not None:

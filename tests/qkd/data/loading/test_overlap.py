@@ -13,6 +13,8 @@ from PIL import Image
 from qkd.config import DataConfig
 from qkd.data import Splits, load_splits
 from qkd.data.loading import overlap
+from qkd.data.loading.facts import file_digest
+from qkd.data.sets import list_folder
 
 IMAGES = np.random.default_rng(3).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
 
@@ -71,16 +73,28 @@ def test_a_copy_in_a_set_that_is_split_here_is_found_where_it_lands_in_both_part
     assert both and repeated(splits)[0].startswith(f"{both} of {len(test)} ")
 
 
-def test_files_of_differing_sizes_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_differing_sizes_are_not_read(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, train=range(6), test=range(6, 10))
     for number, path in enumerate(sorted(folder.rglob("*.png"))):
         path.write_bytes(path.read_bytes() + bytes(number))
     shutil.copy(folder / "train" / "class0" / "train0.png", folder / "test" / "class0" / "test6.png")
     read: list[str] = []
-    own = overlap.file_digest
-    monkeypatch.setattr(overlap, "file_digest", lambda path: read.append(path.name) or own(path))  # type: ignore[func-returns-value]
-    assert repeated(load("folder", folder))[0].startswith("1 of 4 test images")
+
+    def digest(path: Path) -> bytes:
+        read.append(path.name)
+        return file_digest(path)
+
+    assert overlap.overlap_notes(list_folder(folder), digest)[0].startswith("1 of 4 test images")
     assert sorted(read) == ["test6.png", "train0.png"]
+
+
+def test_a_file_is_hashed_once_per_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = folder_of(tmp_path, train=range(6), test=range(4, 10))
+    read: list[str] = []
+    monkeypatch.setattr(
+        "qkd.data.loading.load.file_digest", lambda path: (read.append(path.name), file_digest(path))[1]
+    )
+    assert repeated(load("folder", folder)) and len(read) == len(set(read)) == 12
 
 
 def test_too_much_to_read_is_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

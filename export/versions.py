@@ -16,6 +16,11 @@ def version_text(version: Version) -> str:
 
 AMX = "amx_int8"
 AMX_FAULTY: tuple[Version, Version] = ((1, 21), (1, 25))  # from, to (measured: 1.20 and 1.25 are right)
+AMX_WIDTH = 16  # layers with a multiple of so many output channels are right
+_AMX_FAULT = (
+    f"multiplies 8-bit integers wrongly with AMX in layers whose number of output channels is not a multiple of "
+    f"{AMX_WIDTH} (its issue 26324)"
+)
 
 
 def arithmetic_note(version: str | None, cpu_flags: Collection[str]) -> str:
@@ -26,13 +31,29 @@ def arithmetic_note(version: str | None, cpu_flags: Collection[str]) -> str:
         cpu_flags: The processor's instruction sets, by Linux's names.
     """
     numbers = re.match(r"(\d+)\.(\d+)", version or "")
-    if numbers is None or AMX not in cpu_flags:
+    if numbers is None or AMX not in cpu_flags or not is_faulty_on_amx((int(numbers[1]), int(numbers[2]))):
         return ""
     low, high = AMX_FAULTY
-    if not low <= (int(numbers[1]), int(numbers[2])) < high:
-        return ""
     advice = f"use {version_text(high)} or later, or one before {version_text(low)}"
-    return (
-        f"onnxruntime {version} multiplies 8-bit integers wrongly with AMX in layers whose number of output channels "
-        f"is not a multiple of 16 (its issue 26324); {advice}"
-    )
+    return f"onnxruntime {version} {_AMX_FAULT}; {advice}"
+
+
+def is_faulty_on_amx(version: Version) -> bool:
+    """Return whether a version multiplies 8-bit integers wrongly on processors with AMX."""
+    return AMX_FAULTY[0] <= version < AMX_FAULTY[1]
+
+
+def range_note(oldest: Version, layers: Collection[str] = ()) -> str:
+    """Return what versions from ``oldest`` on compute wrongly on some processors; empty if none does.
+
+    Args:
+        oldest: The oldest version that must run a file.
+        layers: Names of the layers concerned; empty if unknown.
+    """
+    low, high = AMX_FAULTY
+    if oldest >= high:
+        return ""
+    first, last = max(oldest, low), (high[0], high[1] - 1)
+    versions = version_text(first) if first == last else f"{version_text(first)} to {version_text(last)}"
+    named = f" (here {', '.join(layers)})" if layers else ""
+    return f"onnxruntime {versions} {_AMX_FAULT}{named}; use {version_text(high)} or later on such a processor"

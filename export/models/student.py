@@ -22,7 +22,7 @@ from export.storage.blocked import LinearForm, choose_blocks
 from export.storage.needs import needs_text
 from export.storage.packing import Blocks, Pack, Storage, runtime_loads
 from export.storage.preprocessing import Preprocessing
-from export.targets.form import Form, check_suits, form_of, needs_of, write_for
+from export.targets.form import Form, check_suits, form_of, needs_of, version_notes, write_for
 from export.writing import checked_target, write_whole
 from quantizers.integer import Conv, IntegerView, Linear
 from quantizers.modes import training_flags_kept
@@ -262,7 +262,13 @@ def write_view(
         theoretical_bytes=theoretical_bytes,
         layers=rows,
         fall_backs=fall_backs,
-        warnings=(*fall_backs, *warnings, *chosen.notes(lowered.view), *saturation_warnings(view)),
+        warnings=(
+            *fall_backs,
+            *warnings,
+            *chosen.notes(lowered.view),
+            *saturation_warnings(view),
+            *version_notes(view, form.target),
+        ),  # fmt: skip
         operators=dict(census.operators) if census else count_operators(lowered.model),
         operators_in_file=count_operators(lowered.model),
         needs=_needs(lowered, form),

@@ -17,7 +17,8 @@ from export.storage.packing import INT2, INT4, Pack
 from export.storage.preprocessing import write_properties
 from export.targets.rewrites import rewrite
 from export.targets.table import Target, find_target
-from quantizers.integer import Function, Grid, IntegerView, Node, Quantize, Shape
+from export.versions import AMX_WIDTH, range_note
+from quantizers.integer import Conv, Function, Grid, IntegerView, Linear, Node, Quantize, Shape
 
 DEFAULT_FLAVOR = "ort"
 MOST_AXES = 5  # of a padding that every runtime supports; a transposed convolution with strides in two axes pads six
@@ -136,6 +137,16 @@ def _check_symmetric(name: str, grid: Grid, target: Target) -> None:
             f"{name}: its codes are {grid.low}..{grid.high}, but target {target.name!r} takes no zero points; train "
             "with symmetric grids (config: quant.symmetric: true; API: QuantSpec(symmetric=True))"
         )
+
+
+def version_notes(view: IntegerView, target: Target | None) -> tuple[str, ...]:
+    """Return what versions that a target allows compute wrongly for a student; empty if nothing is known."""
+    if target is None or target.oldest is None:
+        return ()
+    layers = [node for node in view.nodes if isinstance(node, (Conv, Linear))]
+    concerned = [layer.name for layer in layers if layer.weights.shape[0] % AMX_WIDTH]
+    note = range_note(target.oldest, concerned) if concerned else ""
+    return (note,) if note else ()
 
 
 def write_for(model: onnx.ModelProto, target: Target | None) -> None:

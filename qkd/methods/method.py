@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,6 +176,9 @@ class Method:
 
     reads_images = True
     """Whether the student may learn from the run's training images; if not, no part of the run reads them for it."""
+
+    option_names: Collection[str] | None = None
+    """Names of the options that your own method takes; others are refused. If None, the class checks them itself."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config

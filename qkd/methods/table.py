@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from qkd.config import PhaseConfig, RunConfig, TermConfig
+from qkd.config.bind_faults import did_you_mean
 from qkd.config.sections import Section
 from qkd.files import sha256_of
 from qkd.foreign.user_code import load_place
@@ -139,7 +140,8 @@ def methods_of(config: RunConfig) -> tuple[Method, ...]:
     places = [entry.place for entry in METHODS.values() if not entry.asked_by or _is_set(config, entry.asked_by)]
     own = [] if config.student.method is None else [own_method(config.student.method)]
     methods = tuple(kind(config) for kind in (*own, *(_resolve(place) for place in places)))
-    faults = [fault for method in methods for fault in method.faults()]
+    faults = [fault for method in methods[: len(own)] for fault in own_faults(method)]
+    faults += [fault for method in methods[len(own) :] for fault in method.faults()]
     if faults:
         raise ValueError("the method cannot be used:\n" + "\n".join(f"  {fault}" for fault in faults))
     return methods
@@ -164,6 +166,15 @@ def own_method(name: str) -> type[Method]:
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise ValueError(f"student.method: {name} is not a class derived from qkd.methods.method.Method")
     return found
+
+
+def own_faults(method: Method) -> Iterator[str]:
+    """Yield what a user's own method finds wrong with its config, and the options that it does not have."""
+    given, known = method.config.student.method_options, method.option_names
+    for name in () if known is None else sorted(set(given) - set(known)):
+        hint = did_you_mean(name, known or ())
+        yield f"student.method_options.{name}: {type(method).__name__} has no such option; {hint}"
+    yield from method.faults()
 
 
 def method_mark(config: RunConfig) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from export.versions import AMX, arithmetic_note
+from export.versions import AMX, arithmetic_note, range_note
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,10 @@ def test_integers_on_amx(version: str | None, is_faulty: bool) -> None:  # noqa:
 def test_the_note_says_what_to_install() -> None:
     note = arithmetic_note("1.23.2", [AMX])
     assert "1.23.2" in note and "use 1.25 or later" in note and "26324" in note
+
+
+def test_a_range_of_versions_names_only_those_that_fail() -> None:
+    assert "onnxruntime 1.21 to 1.24 multiplies" in range_note((1, 17), ["head"])
+    assert "(here head)" in range_note((1, 17), ["head"])
+    assert "onnxruntime 1.24 multiplies" in range_note((1, 24))
+    assert range_note((1, 25), ["head"]) == ""

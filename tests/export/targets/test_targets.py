@@ -187,6 +187,19 @@ def test_a_version_decides_the_storage(
     assert stored & {"INT2", "INT4"} == types and model.opset_import[0].version == opset
 
 
+@pytest.mark.parametrize(("version", "first"), [("1.17", "1.21"), ("1.22", "1.22")])
+def test_versions_that_compute_wrongly_are_named(
+    student: Student, images: Tensor, tmp_path: Path, version: str, first: str
+) -> None:
+    """They do so on processors with AMX, in layers whose width is not a multiple of 16."""
+    target = f"onnxruntime>={version}"
+    said = export_onnx(student, images[:2], tmp_path / "student.onnx", target=target).warnings
+    (note,) = [line for line in said if "26324" in line]
+    assert note.startswith(f"onnxruntime {first} to 1.24 ") and "use 1.25 or later" in note
+    newer = export_onnx(student, images[:2], tmp_path / "newer.onnx", target="onnxruntime>=1.25")
+    assert not any("26324" in line for line in newer.warnings)
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

@@ -54,6 +54,8 @@ class Step:
 
 
 class Toy(Method):
+    option_names = ("weight",)
+
     def faults(self):
         if self.config.student.method_options.get("weight", 1.0) <= 0:
             yield "student.method_options.weight: must be positive"
@@ -144,6 +146,10 @@ def test_validate_asks_it_for_faults(data: Path, toy: Path) -> None:
     """Only a config that can be bound is shown to the method; a fault is at its key."""
     raw = config(data, toy, weight=-1).model_dump(mode="json")
     assert list(name_faults(raw)) == [(("student", "method_options", "weight"), "must be positive")]
+    raw["student"]["method_options"] = {"wieght": 1}
+    assert list(name_faults(raw)) == [
+        (("student", "method_options", "wieght"), "Toy has no such option; did you mean `weight`?")
+    ]
     raw["student"]["method_options"] = {"weight": "heavy"}
     ((where, what),) = name_faults(raw)
     assert where == ("student", "method") and "fails to look at the config: TypeError" in what
@@ -176,6 +182,8 @@ def test_what_is_no_method_is_refused(data: Path, toy: Path, tmp_path: Path) -> 
             own_method(name)
     with pytest.raises(ValueError, match="student.method_options.weight: must be positive"):
         methods_of(config(data, toy, weight=-1))
+    with pytest.raises(ValueError, match="student.method_options.wieght: Toy has no such option"):
+        methods_of(config(data, toy, wieght=1))
     with pytest.raises(ValueError, match="`method_options` are for `method`, which is missing"):
         tiny_config(data, {"student.method_options": {"weight": 1}})
 

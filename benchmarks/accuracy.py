@@ -18,16 +18,21 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from stage_runs import environment, public, run_stages, spread
+from stage_runs import NOT_RUN, environment_of, public, require_runs, run_stages, spread
+
+from qkd.config.binding import load_config
+from qkd.roles.stored import stored_config
+from qkd.run.identity import different_settings
 
 
 def run_one(config: str, seed: int, folder: Path, overrides: list[str], teacher: Path | None) -> dict[str, Any]:
     """Run the stages of one config with one seed and return its row."""
-    name = f"{Path(config).parent.name}-{Path(config).stem}-seed{seed}"
+    name = name_of(config, seed)
     words = [f"seed={seed}", *overrides]
     if teacher is not None:
         words += [f"teacher.weights={teacher}", "teacher.train=null"]
@@ -105,13 +110,35 @@ def _fault(row: dict[str, Any]) -> str:
     return "parity.json says why"
 
 
-def collect(config: str, seed: int, folder: Path) -> dict[str, Any]:
-    """Return the row of an existing run, without training."""
-    run = folder / f"{Path(config).parent.name}-{Path(config).stem}-seed{seed}"
+def collect(
+    config: str, seed: int, folder: Path, overrides: Sequence[str] = (), *, has_own_teacher: bool = False
+) -> dict[str, Any]:
+    """Return the row of an existing run, without training; a failed row if it was trained with other settings.
+
+    Args:
+        config: Path of the config.
+        seed: The run's.
+        folder: Folder of the run folders.
+        overrides: ``key.path=value``, as when it was trained.
+        has_own_teacher: Whether it trained its teacher; if not, settings of the teacher are not compared.
+    """
+    run, row = folder / name_of(config, seed), {"config": config, "seed": seed}
     try:
-        return {"config": config, "seed": seed, **_read(run)}
+        found = _read(run)
     except FileNotFoundError:
-        return {"config": config, "seed": seed, "failed": "not run to its end"}
+        return {**row, "failed": NOT_RUN}
+    changed = different_settings(stored_config(run), load_config(config, [f"seed={seed}", *overrides]))
+    others = [
+        f"{key} was {was}, now {now}"
+        for key, (was, now) in changed.items()
+        if has_own_teacher or not key.startswith("teacher.")
+    ]
+    return {**row, "failed": f"trained with other settings: {'; '.join(others)}"} if others else {**row, **found}
+
+
+def name_of(config: str, seed: int) -> str:
+    """Return the name of a config's run folder."""
+    return f"{Path(config).parent.name}-{Path(config).stem}-seed{seed}"
 
 
 def run_seed(args: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
@@ -119,11 +146,14 @@ def run_seed(args: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     teacher = Path(args.teachers.format(seed=seed)).resolve() if args.teachers else None
     if args.collect:
-        return [collect(config, seed, args.runs_dir) for config in args.configs]
+        return [
+            collect(config, seed, args.runs_dir, args.overrides, has_own_teacher=teacher is None and place == 0)
+            for place, config in enumerate(args.configs)
+        ]
     for config in args.configs:
         rows.append(run_one(config, seed, args.runs_dir, args.overrides, teacher))
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-        first = args.runs_dir / f"{Path(config).parent.name}-{Path(config).stem}-seed{seed}"
+        first = args.runs_dir / name_of(config, seed)
         if teacher is None and "failed" not in rows[-1]:
             teacher = (first / "teacher" / "weights.safetensors").resolve()
     return rows
@@ -150,14 +180,20 @@ def main() -> None:
     parser.add_argument("--collect", action="store_true", help="only collect existing runs; do not train")
     parser.add_argument("--judge", type=Path, metavar="FILE", help="only exclude what failed parity from this table")
     parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     if args.judge:
         judge(args.judge)
         return
-    if not args.words:
-        parser.error("name the configs to train")
     args.configs = [word for word in args.words if "=" not in word]
     args.overrides = [word for word in args.words if "=" in word]
+    if not args.configs:
+        parser.error("name the configs to train")
+    if missing := [config for config in args.configs if not Path(config).is_file()]:
+        parser.error(f"no such config: {', '.join(missing)}")
+    if args.json and not args.json.parent.is_dir():
+        parser.error(f"--json: {args.json.parent} is not a folder")
+    if args.collect:
+        require_runs(parser, args.runs_dir)
     args.runs_dir.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(args.jobs) as pool:
         rows = [row for part in pool.map(lambda seed: run_seed(args, seed), args.seeds) for row in part]
@@ -166,7 +202,8 @@ def main() -> None:
         print(f"{name:45s}", row)
     if args.json:
         record = {"what": "last-epoch test accuracy", "configs": args.configs, "overrides": public(args.overrides)}
-        record |= {"environment": environment(), "summary": summary, "rows": rows}
+        runs = [args.runs_dir / name_of(config, seed) for config in args.configs for seed in args.seeds]
+        record |= {"environment": environment_of(runs), "summary": summary, "rows": rows}
         args.json.write_text(json.dumps(record, indent=1) + "\n")
 
 

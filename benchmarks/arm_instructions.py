@@ -244,10 +244,15 @@ def main() -> None:
     if "lowbit" in args.variants and "w2a2" not in args.variants:
         parser.error("lowbit is compared with w2a2: add w2a2 to --variants")
     emulator = fetch_emulator(args.emulator)
+    updates = args.update and args.json and args.json.exists()
+    earlier = json.loads(args.json.read_text()) if updates else {}
+    if updates and earlier["emulator"] != (version := emulator_version(emulator)):
+        parser.error(
+            f"--update: {args.json} was measured with {earlier['emulator']}, now {version}; give another --json"
+        )
     nets = {net: measure(net, args, emulator) for net in args.nets}
     command = shlex.join(["python", "benchmarks/arm_instructions.py", *sys.argv[1:]])
-    if args.update and args.json and args.json.exists():
-        earlier = json.loads(args.json.read_text())
+    if updates:
         known, command = earlier["nets"], f"{earlier['command']}; {command}"
         nets = {net: {**known.get(net, {}), **nets.get(net, {})} for net in {**known, **nets}}
     record = {

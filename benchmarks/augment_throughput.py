@@ -37,6 +37,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from qkd.agents.operations import native
+from qkd.cli.options.values import positive
 from quantizers.native.building import cpp_compiler
 
 Action = Callable[[], object]
@@ -178,7 +179,7 @@ def versions() -> dict[str, str]:
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description="Augmentation throughput against torchvision v2 and Kornia.")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=positive, default=9)
     parser.add_argument("--sizes", default="32:256,224:32", help="side:batch, ...")
     parser.add_argument("--kornia", type=Path, help="folder where Kornia is installed (pip install --target)")
     parser.add_argument("--step", action="store_true", help="measure the share of a distillation step, too")

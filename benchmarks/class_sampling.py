@@ -28,6 +28,7 @@ import torch
 from stage_runs import environment
 from torch import Tensor
 
+from qkd.cli.options.values import positive
 from qkd.losses import (
     SampledClasses,
     class_proposal,
@@ -194,7 +195,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--features", type=int, default=128)
     parser.add_argument("--drawn", type=int, default=1024)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=positive, default=15)
     parser.add_argument("--draws", type=int, default=200)
     parser.add_argument("--only", choices=("full", "sampled"), help="measure and print the memory of one step")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "class_sampling.json")

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stage_runs import environment, public, spread
+from stage_runs import environment_of, public, require_runs, spread
 
 from qkd.config.binding import apply_overrides, bind
 from qkd.files.yaml_text import parse_yaml
@@ -168,7 +168,7 @@ class Comparison:
             "last epoch; fractions",
             "seeds": self.args.seeds,
             "overrides": public(self.args.overrides),
-            "environment": environment(),
+            "environment": environment_of(self.folder / run.name for run in self.runs),
             "rows": rows,
         }
         self.args.out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
@@ -266,6 +266,8 @@ def main() -> None:
     parser.add_argument("--collect", action="store_true", help="only collect existing runs")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "domains", help="without suffix")
     args = parser.parse_args()
+    if args.collect:
+        require_runs(parser, args.runs_dir)
     args.runs_dir.mkdir(parents=True, exist_ok=True)
     comparison = Comparison(args)
     if args.collect:

@@ -22,7 +22,7 @@ import gc
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,16 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
+from stage_runs import environment
 from train_step import stock_brevitas
+
+from qkd.cli.options.values import positive
 
 SIZES = {"resnet20": 32}  # pixels; 224 for the others
 CLASSES = {"resnet20": 10}
 NETS = ("resnet18", "resnet50", "mobilenet_v2", "googlenet", "resnet20", "alexnet", "vgg11_bn", "squeezenet1_1")
 BITS = {"w4a4": 4, "w2a2": 2}
+SETUP = ("cpu", "cpu_flags", "torch", "brevitas", "onnxruntime", "commit")  # the same for all nets of a file
 BREVITAS_NETS = ("resnet18", "resnet50", "mobilenet_v2", "resnet20")
 
 
@@ -217,7 +221,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nets", nargs="+", default=list(NETS), choices=NETS)
     parser.add_argument(
-        "--rounds", type=int, default=60, help="timed inferences per variant (ten times that for 32x32)"
+        "--rounds", type=positive, default=60, help="timed inferences per variant (ten times that for 32x32)"
     )
     parser.add_argument("--warmup", type=int, default=5)
     parser.add_argument("--work", type=Path, default=Path("/tmp/qkd-export-latency"), help="folder of the files")
@@ -225,13 +229,20 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="also measure the time of each operator")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--reuse", action="store_true", help="measure the files that an earlier call left in --work")
-    parser.add_argument("--update", action="store_true", help="keep the JSON file's entries for other nets")
+    parser.add_argument(
+        "--update",
+        action="store_true",
+        help="keep the JSON file's other nets, if the setup is the same",
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.work.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {}
     if args.update and args.json and args.json.exists():
-        results = json.loads(args.json.read_text())["nets"]
+        earlier = json.loads(args.json.read_text())
+        if why := another_setup(earlier, args):
+            parser.error(f"--update: {args.json} {why}; give another --json")
+        results = earlier["nets"]
     for name in args.nets:
         known = args.work / f"{name}.facts.json"
         if args.reuse and known.exists():
@@ -246,20 +257,25 @@ def main() -> None:
             _write(args.json, results, args)
 
 
+def another_setup(earlier: Mapping[str, Any], args: argparse.Namespace) -> str:
+    """Return how a file's setup differs from this one's; an empty string if its rows may stay beside new ones."""
+    now, then = environment(), earlier.get("environment", {})
+    for key in SETUP:
+        if then.get(key) != now[key]:
+            return f"was measured with {key} {then.get(key)}, now {now[key]}"
+    flags = earlier["command"].partition(" --rounds ")[2]
+    return "" if f"--rounds {flags}" == _flags(args) else f"was measured with --rounds {flags}, now {_flags(args)}"
+
+
 def _flags(args: argparse.Namespace) -> str:
     return f"--rounds {args.rounds}" + " --profile" * args.profile + " --no-brevitas" * args.no_brevitas
 
 
 def _write(path: Path, results: dict[str, Any], args: argparse.Namespace) -> None:
-    import brevitas
-    import onnxruntime
-
-    versions = {module.__name__: module.__version__ for module in (torch, brevitas, onnx, onnxruntime)}
     record = {
         "what": "latency of exported nets, batch 1, one thread, variants of a net interleaved; ratios of medians",
         "command": f"python benchmarks/export_latency.py --nets {' '.join(results)} {_flags(args)}",
-        "date": time.strftime("%Y-%m-%d"),
-        "versions": versions,
+        "environment": environment(),
         "nets": results,
     }
     path.write_text(json.dumps(record, indent=1) + "\n")

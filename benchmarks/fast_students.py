@@ -26,7 +26,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from stage_runs import environment, public, run_stages, spread
+from stage_runs import environment, environment_of, public, run_stages, runs_in, spread
+
+from qkd.cli.options.values import positive
 
 CPU = "CPUExecutionProvider"
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,7 +68,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     }
     return {
         "config": str(CONFIG.relative_to(ROOT)), "overrides": public(words), "teacher_accuracy": teacher,
-        "summary": summary, "rows": rows, "environment": environment(),
+        "summary": summary, "rows": rows, "environment": environment_of(runs_in(folder)),
     }  # fmt: skip
 
 
@@ -184,7 +186,9 @@ def latency_table(found: dict[str, Any]) -> str:
     lines = [["variant", *shapes], ["---"] * (len(shapes) + 1)]
     for name in ("FP32", *VARIANTS):
         rows = [cells[name, shape] for shape in shapes]
-        figures = [f"{row['median_to_int8']:.2f} ({row['to_int8']:.2f})" for row in rows]
+        int8 = [cells["static int8", shape] for shape in shapes]  # from times: stored ratios are rounded already
+        ratios = [[row[key] / one[key] for key in ("median_ms", "ms")] for row, one in zip(rows, int8, strict=True)]
+        figures = [f"{median:.2f} ({least:.2f})" for median, least in ratios]
         lines.append(["preset `fast`" if name == "default" else name, *figures])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -213,7 +217,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", default=list(TRAINED), choices=list(VARIANTS))
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
-    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--rounds", type=positive, default=100)
     options = parser.parse_intermixed_args()
     if options.part == "tables":
         known = json.loads(options.json.read_text())

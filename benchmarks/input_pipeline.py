@@ -39,6 +39,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from qkd.agents import build_agent
+from qkd.cli.options.values import positive
 from qkd.config import AgentConfig
 from qkd.data import epoch_order, iterate, normalize
 from qkd.data.sets import Fit, FolderSplit, jpeg
@@ -190,7 +191,7 @@ def circumstances() -> dict[str, Any]:
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description="Input pipeline against torchvision's.")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--workers", default="0,1,2")

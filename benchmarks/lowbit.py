@@ -41,6 +41,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from qkd.cli.options.values import positive
+
 SIZES = {"resnet20": 32}  # pixels; 224 for the others
 CLASSES = {"resnet20": 10}
 NETS = ("resnet18", "resnet50", "vgg11_bn", "googlenet", "resnet20", "mobilenet_v2")
@@ -215,7 +217,8 @@ def table_of(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         what = f"{TITLES[row['net']]}, {row['size']}, W{row['bits'][0]}A{row['bits'][1]}"
         what += "" if row["threads"] == 1 else f", {row['threads']} threads (wall time)"
-        int8, plain, fp32 = (row["ratios"][name] for name in ("int8", "plain", "fp32"))
+        times = row["ms"], row["median_ms"]  # not the stored ratios, which are rounded already
+        int8, plain, fp32 = ([one["provider"] / one[name] for one in times] for name in ("int8", "plain", "fp32"))
         pairs = [f"{least:.2f} ({median:.2f})" for least, median in (int8, plain)]
         lines.append(f"| {what} | {pairs[0]} | {pairs[1]} | {fp32[0]:.2f} | {row['creation']:.2f} |")
     return "\n".join(lines)
@@ -272,7 +275,7 @@ def main() -> None:
     parser.add_argument("--flavor", default="ort", choices=["ort", "qcdq"])
     parser.add_argument("--size", type=int, help="image side in pixels (default: 224, 32 for resnet20)")
     parser.add_argument("--threads", nargs="+", type=int, default=[1])
-    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--rounds", type=positive, default=40)
     parser.add_argument("--profile", action="store_true", help="time each operation, to stderr and the JSON")
     parser.add_argument("--folder", type=Path, help="folder that keeps files for the next run")
     parser.add_argument("--int8-isa", choices=["avx2"], help="limit for all measurements: no AVX-512, no VNNI")

@@ -29,6 +29,7 @@ from methods import KD, METHODS, OF_ANOTHER_PAIR, ROOT, merged
 from stage_runs import environment, public
 from torch import Tensor, nn
 
+from qkd.cli.options.values import positive
 from qkd.config import RunConfig
 from qkd.config.binding import apply_overrides, bind
 from qkd.data import Splits, load_splits, normalize
@@ -212,7 +213,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "fashion-mnist" / "methods.yaml")
     parser.add_argument("--methods", nargs="+", choices=known, default=known, metavar="METHOD", help=", ".join(known))
     parser.add_argument("--bits", nargs="+", type=int, default=[2, 4])
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=positive, default=15)
     parser.add_argument("--batch", type=int, help="images per step (default: the config's)")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "method_steps.json")
     args = parser.parse_args()

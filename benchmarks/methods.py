@@ -23,7 +23,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from stage_runs import NOT_RUN, accuracy_text, environment, points_text, public, spread
+from stage_runs import NOT_RUN, accuracy_text, environment_of, points_text, public, require_runs, runs_in, spread
 
 from qkd.config.binding import apply_overrides, bind
 from qkd.data import load_splits
@@ -242,6 +242,8 @@ def main() -> None:
     parser.add_argument("--steps", type=Path, help="output of method_steps.py")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "methods", help="without suffix")
     args = parser.parse_args()
+    if args.collect:
+        require_runs(parser, args.runs_dir)
     args.runs_dir.mkdir(parents=True, exist_ok=True)
     comparison = Comparison(args)
     tasks = [(name, bits, seed) for seed in args.seeds for bits in args.bits for name in args.methods]
@@ -259,7 +261,7 @@ def write(args: argparse.Namespace, comparison: Comparison, rows: list[dict[str,
     """Write OUT.json and OUT.md, and print the table."""
     config = bind(apply_overrides(comparison.base, args.overrides))
     shared = {row["seed"]: row["teacher_accuracy"] for row in rows if row["method"] == KD and "failed" not in row}
-    facts = environment()
+    facts = environment_of(runs_in(args.runs_dir))
     record = {
         "what": "Test accuracy of low-bit students by distillation method, equal budgets",
         "pair": f"{config.teacher.net} -> {config.student_net}, {config.data.train_limit or 'all'} training images of "

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, stack_module_state
 from torch.nn import functional
 
+from qkd.cli.options.values import positive
 from qkd.nets import build_net
 
 LEARNING_RATE = 0.05
@@ -120,7 +121,7 @@ def measure(
 def main() -> None:
     """Measure all cases; print them and write them to the ``--json`` file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=positive, default=15)
     parser.add_argument("--members", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")

@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stage_runs import NOT_RUN, accuracy_text, environment, points_text, public, spread
+from stage_runs import NOT_RUN, accuracy_text, environment_of, points_text, public, require_runs, runs_in, spread
 
 from qkd.config.binding import apply_overrides, bind
 from qkd.pipeline import run_stages
@@ -194,7 +194,7 @@ def write(args: argparse.Namespace, rows: Sequence[Mapping[str, Any]]) -> None:
         f"{args.batch_size}, learning rate {args.lr}, weight decay {args.weight_decay}, precision {args.precision}",
         "seeds": args.seeds,
         "overrides": public(args.overrides),
-        "environment": environment(),
+        "environment": environment_of(runs_in(args.runs_dir)),
         "teacher": spread(list(teachers.values())),
         "options": rows_of(args.epochs),
         "table": summarize(rows),
@@ -230,7 +230,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     """Parse the command line, run what is missing, write table and record after each seed."""
-    args = parser().parse_args()
+    made = parser()
+    args = made.parse_args()
+    if args.epochs < 2:
+        made.error("--epochs must be at least 2: some options divide them into phases")
+    if args.collect:
+        require_runs(made, args.runs_dir)
     args.runs_dir.mkdir(parents=True, exist_ok=True)
     ablation, failures = Ablation(args), dict[Task, str]()
     tasks = [(name, seed) for seed in args.seeds for name in args.options]

@@ -24,7 +24,7 @@ from typing import Any
 
 from role_agents_reasons import reasons, search_facts
 from role_agents_table import draw, render, summarize
-from stage_runs import environment, public, run_stages
+from stage_runs import environment_of, public, require_runs, run_stages, runs_in
 
 from qkd.config.binding import load_config
 from qkd.files import write_json, write_text
@@ -239,6 +239,8 @@ def main() -> None:
     args, more = parser.parse_known_args()
     if wrong := [word for word in [*args.overrides, *more] if "=" not in word or word.startswith("-")]:
         parser.error(f"unknown argument(s): {' '.join(wrong)}")
+    if args.collect:
+        require_runs(parser, args.runs_dir)
     args.runs_dir.mkdir(parents=True, exist_ok=True)
     runs = Runs(args.config, args.runs_dir.resolve(), (*args.overrides, *more))
     started = time.monotonic()
@@ -254,7 +256,7 @@ def main() -> None:
         "wall_seconds": None if args.collect else round(time.monotonic() - started),
         "task_seconds": task_seconds(runs),
         "settings": settings(runs),
-        "environment": environment(),
+        "environment": environment_of(runs_in(args.runs_dir)),
         "arms": {name: vars(ARMS[name]) for name in args.arms},
         **summarize(rows, args.arms, plain=PLAIN, fixed=FIXED),
         "reasons": reasons(rows, searches),

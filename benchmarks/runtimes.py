@@ -31,6 +31,7 @@ from export.lowbit import PROVIDER
 from export.lowbit.sessions import low_bit_for, made_known
 from export.runtime import open_session
 from export.targets.sessions import is_installed, open_in
+from qkd.cli.options.values import positive
 from quantizers import QuantSpec, Student, calibrate, prepare
 
 RUNTIMES = ("openvino",)
@@ -148,7 +149,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nets", nargs="+", default=list(NETS), help="name:image size; lenet5 or a torchvision net")
     parser.add_argument("--bits", nargs="+", type=int, default=[8, 4, 2], help="of weights and activations")
-    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--rounds", type=positive, default=100)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--compilers", nargs="*", default=[], choices=COMPILERS, help="also measure these")
     parser.add_argument("--no-low-bit", dest="low_bit", action="store_false", help="omit the low-bit provider")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -105,15 +106,43 @@ def environment() -> dict[str, Any]:
 
 
 def environment_of(runs: Iterable[Path]) -> dict[str, Any]:
-    """Return versions and hardware, with the commits of runs, or the current commit if there are none.
+    """Return versions and hardware that runs were trained with, and their commits; without runs, those of today.
+
+    What runs differ in is given as one text, ``2.13.0 / 2.14.1``. Instruction sets are known of this machine alone, so
+    they are left out if a run comes from another processor.
 
     Args:
         runs: Run folders; missing ones are skipped.
     """
     where = environment()
     files = [file for run in runs if (file := run / "environment.json").is_file()]
-    commits = {found for file in files if (found := json.loads(file.read_text()).get("commit"))}
-    return {**where, "commit": sorted(commits) or where["commit"]}
+    records = [json.loads(file.read_text()) for file in files]
+    commits = {found for record in records if (found := record.get("commit"))}
+    trained: dict[str, Any] = {key: _common(record.get(key) for record in records) for key in ("python", "cpu")}
+    for key in ("torch", "brevitas", "onnxruntime"):
+        trained[key] = _common(record.get("packages", {}).get(key) for record in records)
+    if trained["cpu"] not in ("", where["cpu"]):
+        where |= {"cpu_flags": None, "cpu_capability": None}
+    return {
+        **where,
+        **{key: text for key, text in trained.items() if text},
+        "commit": sorted(commits) or where["commit"],
+    }
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """Return the run folders in a folder."""
+    return sorted(file.parent for file in folder.glob("*/environment.json"))
+
+
+def _common(values: Iterable[object]) -> str:
+    return " / ".join(sorted({str(value) for value in values if value}))
+
+
+def require_runs(parser: argparse.ArgumentParser, folder: Path) -> None:
+    """End the program if there is nothing to collect, so that no earlier table is replaced by an empty one."""
+    if not runs_in(folder):
+        parser.error(f"--collect: no runs in {folder}")
 
 
 def public(overrides: Sequence[str]) -> list[str]:

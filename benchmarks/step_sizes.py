@@ -23,6 +23,7 @@ import torch
 from stage_runs import environment, spread
 from torch import Tensor, nn
 
+from qkd.cli.options.values import positive
 from qkd.config import DataConfig, LowBitConfig, TrainConfig
 from qkd.data import Splits, load_splits, normalize
 from qkd.losses.logits import cross_entropy_loss, soft_target_loss
@@ -143,7 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with train.npz and test.npz (default: digits)")
     parser.add_argument("--limit", type=int, help="training images (default: all)")
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=positive, default=12)
     parser.add_argument("--lr", type=float, nargs="+", default=[0.04, 0.16], help="peak rates")
     parser.add_argument("--bound", type=float, default=0.1)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

@@ -24,6 +24,8 @@ import numpy as np
 import torch
 from stage_runs import environment, public, run_stages
 
+from qkd.cli.options.values import positive
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "tradeoff.json"
 PICTURE = ROOT / "docs" / "tradeoff.svg"
@@ -185,7 +187,7 @@ def main() -> None:
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/tradeoff"))
     parser.add_argument("--json", type=Path, default=RESULT)
     parser.add_argument("--svg", type=Path, default=PICTURE)
-    parser.add_argument("--rounds", type=int, default=1000)
+    parser.add_argument("--rounds", type=positive, default=1000)
     options = parser.parse_intermixed_args()
     if options.part == "train":
         train(options.runs_dir, options.words)

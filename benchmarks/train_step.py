@@ -42,6 +42,8 @@ from stage_runs import environment
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from qkd.cli.options.values import positive
+
 
 def stock_brevitas(model: nn.Module, bits: int) -> nn.Module:
     """Replace layers with Brevitas' own, with its default quantizers; first and last layer have 8 bits."""
@@ -361,7 +363,7 @@ def main() -> None:
     parser.add_argument("--net", default="resnet20")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--size", type=int, default=32, help="image side in pixels")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=positive, default=15)
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument(

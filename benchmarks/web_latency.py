@@ -22,6 +22,7 @@ import torch
 from runtimes import CHANNELS, build, students_of
 
 from export import export_float, export_int8_baseline, export_onnx
+from qkd.cli.options.values import positive
 
 PROGRAM = Path(__file__).with_suffix(".js")
 
@@ -53,7 +54,7 @@ def main() -> int:
     parser.add_argument("--packages", type=Path, required=True, help="folder with node_modules/onnxruntime-web")
     parser.add_argument("--nets", nargs="+", default=["resnet18:96", "mobilenet_v2:96"])
     parser.add_argument("--bits", nargs="+", type=int, default=[4, 2])
-    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--rounds", type=positive, default=40)
     parser.add_argument(
         "--clock", choices=("wall", "cpu"), default="wall", help="cpu: the process's time, if other processes run"
     )

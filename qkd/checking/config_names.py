@@ -82,6 +82,8 @@ def _method_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
         return
     try:
         yield from (_placed(line, where) for line in own_faults(kind(config)))
+    except ValueError as error:  # what a class says about its options
+        yield ("student", "method_options"), str(error)
     except Exception as error:
         yield where, f"{name} fails to look at the config: {type(error).__name__}: {error}"
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from doc_blocks import pages_of_docs
+
+from qkd.config.binding import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -72,7 +76,7 @@ def test_every_file_of_results_that_a_page_names_is_there() -> None:
     assert names & {name for name in names if "/" not in name} - known <= of_runs_and_data
 
 
-def make_run(folder: Path, *, passed: bool, is_complete: bool) -> Path:
+def make_run(folder: Path, *, passed: bool, is_complete: bool, words: Sequence[str] = ()) -> Path:
     files = {
         "teacher/result.json": {"test_accuracy": 0.9},
         "student/result.json": {"test_accuracy": 0.8, "weight_bits": 4, "act_bits": 4},
@@ -87,11 +91,13 @@ def make_run(folder: Path, *, passed: bool, is_complete: bool) -> Path:
     for name, value in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(json.dumps(value))
+    config = load_config(ROOT / "configs/digits/w4a4.yaml", [f"seed={folder.name[-1]}", *words])
+    (folder / "config.yaml").write_text(json.dumps(config.model_dump(mode="json")))
     return folder
 
 
 def test_collect_takes_no_run_that_parity_refused(accuracy: Any, tmp_path: Path) -> None:
-    config = "configs/digits/w4a4.yaml"
+    config = str(ROOT / "configs/digits/w4a4.yaml")
     make_run(tmp_path / "digits-w4a4-seed0", passed=True, is_complete=True)
     make_run(tmp_path / "digits-w4a4-seed1", passed=False, is_complete=False)
     make_run(tmp_path / "digits-w4a4-seed2", passed=True, is_complete=False)
@@ -102,6 +108,31 @@ def test_collect_takes_no_run_that_parity_refused(accuracy: Any, tmp_path: Path)
         "not run to its end",
     ]  # fmt: skip
     assert accuracy.summarize(rows, [config])[config]["seeds"] == 1
+
+
+def test_collect_takes_no_run_of_other_settings(accuracy: Any, tmp_path: Path) -> None:
+    config = str(ROOT / "configs/digits/w4a4.yaml")
+    make_run(tmp_path / "digits-w4a4-seed0", passed=True, is_complete=True, words=["data.train_limit=256"])
+    assert "failed" not in accuracy.collect(config, 0, tmp_path, ["data.train_limit=256"], has_own_teacher=True)
+    other = accuracy.collect(config, 0, tmp_path, ["data.train_limit=512"])
+    assert other["failed"] == "trained with other settings: data.train_limit was 256, now 512"
+    words = ["data.train_limit=256", "teacher.train.lr=0.5"]
+    assert "teacher.train.lr was" in accuracy.collect(config, 0, tmp_path, words, has_own_teacher=True)["failed"]
+    assert "failed" not in accuracy.collect(config, 0, tmp_path, words), "it takes the first config's teacher"
+
+
+def test_an_environment_is_that_of_the_runs(tmp_path: Path) -> None:
+    stage_runs = load("stage_runs")
+    for name, version in (("a", "2.13.0"), ("b", "2.14.1")):
+        (tmp_path / name).mkdir()
+        packages = {"torch": version, "brevitas": "0.1"}
+        record = {"commit": name, "cpu": "another", "packages": packages}
+        (tmp_path / name / "environment.json").write_text(json.dumps(record))
+    found = stage_runs.environment_of(stage_runs.runs_in(tmp_path))
+    assert found["commit"] == ["a", "b"] and found["torch"] == "2.13.0 / 2.14.1" and found["brevitas"] == "0.1"
+    assert found["cpu"] == "another" and found["cpu_flags"] is None
+    with pytest.raises(SystemExit):
+        stage_runs.require_runs(argparse.ArgumentParser(), tmp_path / "a")
 
 
 def test_a_table_of_an_earlier_version_is_judged(accuracy: Any, tmp_path: Path) -> None:

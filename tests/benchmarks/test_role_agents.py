@@ -219,6 +219,7 @@ class FakeRuns:
             "val_accuracy": 0.5 + letters,
             "seconds": 3.0,
         }
+        (folder / name / "environment.json").write_text(json.dumps({"commit": "abc"}))
         (folder / name / role / "result.json").write_text(json.dumps(result))
         if name.startswith(("teacher-search", "role_wise-")):
             self.leave_search(folder / name / "search", role)

@@ -128,20 +128,25 @@ def float_linear_biases(model: ModelProto) -> None:
     graph.finish(graph.nodes)
 
 
-def float_pointwise(model: ModelProto) -> None:
-    """Put a Clip that keeps every value behind each 1x1 convolution unless its number of pixels is a multiple of 16.
+def float_convolutions(model: ModelProto) -> None:
+    """Put a Clip that keeps every value behind each convolution that OpenCV's integer kernels compute wrongly.
 
-    OpenCV 5.0 fuses ``DequantizeLinear -> Conv -> QuantizeLinear`` into a convolution of codes. If the kernel has one
-    pixel and no stride, the last pixels of each plane are wrong unless their number is a multiple of 16 (seen on a
-    processor with AVX-512). With the Clip, OpenCV computes the convolution in float.
+    OpenCV 5.0 fuses ``DequantizeLinear -> Conv -> QuantizeLinear`` into a convolution of codes. The last pixels of each
+    plane are then wrong (seen on a processor with AVX-512)
+
+    - of a kernel with one pixel and no stride, unless their number is a multiple of 16;
+    - of a depthwise or grouped convolution with padding whose input has a zero point, in planes of some sizes.
+
+    With the Clip, OpenCV computes the convolution in float.
     """
     graph, nodes = Graph(model), []
     sizes = _pixels(model)
     for node in graph.nodes:
         nodes.append(node)
-        if node.op_type != "Conv" or not _is_pointwise(node):
+        if node.op_type != "Conv":
             continue
-        if sizes.get(node.output[0], 1) % PIXELS_AT_ONCE == 0:
+        has_odd_pixels = sizes.get(node.output[0], 1) % PIXELS_AT_ONCE != 0
+        if not (_is_pointwise(node) and has_odd_pixels) and not _is_padded_in_groups(graph, node):
             continue
         name = f"{node.output[0]}.float"
         _read_instead(graph, node.output[0], name)
@@ -153,6 +158,17 @@ def float_pointwise(model: ModelProto) -> None:
 def _is_pointwise(conv: NodeProto) -> bool:
     given = {attribute.name: list(attribute.ints) for attribute in conv.attribute}
     return set(given["kernel_shape"]) == {1} and set(given.get("strides", [1])) == {1}
+
+
+def _is_padded_in_groups(graph: Graph, conv: NodeProto) -> bool:
+    """Return whether a convolution has groups, padding, and an input whose code of zero is not 0."""
+    given = {attribute.name: attribute for attribute in conv.attribute}
+    if "group" not in given or given["group"].i == 1 or "pads" not in given or not any(given["pads"].ints):
+        return False
+    made = graph.makers.get(conv.input[0])
+    if made is None or made.op_type != "DequantizeLinear":
+        return True  # its codes are not known here
+    return len(made.input) > 2 and bool(graph.value(made.input[2]).any())
 
 
 def _pixels(model: ModelProto) -> dict[str, int]:
@@ -184,8 +200,8 @@ def _outputs(graph: Graph, layer: NodeProto) -> int:
 
 REWRITES: dict[str, Callable[[ModelProto], None]] = {
     "between_integers": between_integers,
+    "float_convolutions": float_convolutions,
     "float_linear_biases": float_linear_biases,
-    "float_pointwise": float_pointwise,
     "no_full_clips": no_full_clips,
     "nonzero_biases": nonzero_biases,
     "separate_sums": separate_sums,

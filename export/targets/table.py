@@ -110,7 +110,7 @@ TARGETS: dict[str, Target] = {
         Target("iree", "IREE's compiler and runtime", "iree-base-compiler 3.13", flavor="qcdq", opset=17,
                rewrites=("no_full_clips",)),
         Target("opencv", "OpenCV's dnn module (the engine of version 5)", "opencv-python-headless 5.0",
-               rewrites=("float_linear_biases", "float_pointwise"),
+               rewrites=("float_linear_biases", "float_convolutions"),
                lacks=frozenset({"sigmoid", "gelu_tanh", "signed_pad", "pad_of_6_axes"})),
         Target("finn", "FINN's compiler for FPGAs", "qonnx 1.0; FINN itself is not run", flavor="qonnx", pack="auto",
                limits=(SYMMETRIC,), bound="every code equal in qonnx's executor"),

@@ -174,6 +174,28 @@ def test_opencv_computes_pointwise_convolutions_of_few_pixels_in_float(
     assert [place for place, node in enumerate(convs) if readers.get(node.output[0]) == "Clip"] == clipped
 
 
+@pytest.mark.parametrize(("groups", "padding", "is_signed", "is_clipped"),
+                         [(4, 1, True, True), (2, 1, True, True), (4, 0, True, False), (1, 1, True, False),
+                          (4, 1, False, False)])  # fmt: skip
+def test_opencv_computes_padded_depthwise_convolutions_of_a_shifted_grid_in_float(
+    groups: int, padding: int, *, is_signed: bool, is_clipped: bool, tmp_path: Path
+) -> None:
+    """Its kernel for codes gets the last pixels wrong in planes of 6x6 and 7x7, among others."""
+    torch.manual_seed(0)
+    between = nn.Hardswish() if is_signed else nn.ReLU()
+    layer = nn.Conv2d(4, 4, 3, padding=padding, groups=groups)
+    net = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), between, layer, nn.ReLU())
+    images = torch.randn(8, 2, 6, 6)
+    student = prepare(net.eval(), QuantSpec(weight_bits=4, act_bits=4), images[:2])
+    calibrate(student, images)
+    path = export_onnx(student.eval(), images[:2], tmp_path / "student.onnx", target="opencv").path
+    assert check_parity(student, path, [images]).faults == ()
+    nodes = onnx.load(path).graph.node
+    conv = [node for node in nodes if node.op_type == "Conv"][1]
+    readers = {name: node.op_type for node in nodes for name in node.input}
+    assert (readers.get(conv.output[0]) == "Clip") == is_clipped
+
+
 @pytest.mark.parametrize(
     ("version", "opset", "types"), [("1.17", 17, set()), ("1.23", 21, {"INT4"}), ("1.24.1", 25, {"INT2", "INT4"})]
 )

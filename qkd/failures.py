@@ -20,7 +20,7 @@ OUR_FOLDERS = tuple(Path(__file__).resolve().parent.parent / name for name in ("
 INPUT_ERRNOS = {
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EROFS, errno.ENAMETOOLONG,
 }  # fmt: skip
-SYSTEM_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM}  # which other input would not fix
+SYSTEM_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOMEM}  # which other input would not fix
 
 
 class ConfigError(ValueError):

@@ -125,6 +125,10 @@ class Board:
     def leave(self) -> None:
         """Leave the table on the screen; the next one is drawn below it."""
 
+    def __reduce__(self) -> tuple[type[Board], tuple[()]]:
+        """A pickled board shows nothing: a stream belongs to its process (Ray pickles the scheduler, which has one)."""
+        return Board, ()
+
 
 class PlainBoard(Board):
     """Writes headlines: news immediately, others every few seconds."""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import io
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
 
 import pytest
 
-from qkd.progress import Progress, Silent, Tracker, duration, format_values
+from qkd.progress import Board, LiveBoard, PlainBoard, Progress, Silent, Tracker, duration, format_values
 
 
 class Terminal(io.StringIO):
@@ -117,3 +121,12 @@ def test_a_board_in_a_log_writes_news_and_now_and_then_a_headline(monkeypatch: p
     assert stream.getvalue().splitlines() == ["  turn 1", "  turn 6", "  turn 11"]
     Silent(stream).board().show("nothing", is_news=True)
     assert "nothing" not in stream.getvalue()
+
+
+@pytest.mark.parametrize("make", [lambda stream: PlainBoard(stream, 0.0), LiveBoard], ids=["plain", "live"])
+def test_a_board_can_be_pickled_without_its_stream(make: Callable[[TextIO], Board], tmp_path: Path) -> None:
+    """Ray pickles the scheduler of a search, which has the board; a file opened for writing cannot be pickled."""
+    with (tmp_path / "log.txt").open("w") as stream:
+        copied = pickle.loads(pickle.dumps(make(stream)))  # noqa: S301 - our own
+        copied.show("1 of 2", is_news=True)
+    assert type(copied) is Board and not (tmp_path / "log.txt").read_text()

@@ -35,6 +35,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stage_runs import changed_setup
+
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qkd-toolkit"
 PACKAGES = ("qemu-user", "libcapstone4", "libnuma1", "liburing2", "libglib2.0-0", "libgnutls30", "libnettle8",
             "libhogweed6", "libp11-kit0", "libtasn1-6", "libidn2-0", "libunistring2", "libgmp10")  # fmt: skip
@@ -246,10 +248,9 @@ def main() -> None:
     emulator = fetch_emulator(args.emulator)
     updates = args.update and args.json and args.json.exists()
     earlier = json.loads(args.json.read_text()) if updates else {}
-    if updates and earlier["emulator"] != (version := emulator_version(emulator)):
-        parser.error(
-            f"--update: {args.json} was measured with {earlier['emulator']}, now {version}; give another --json"
-        )
+    setup = {"emulator": emulator_version(emulator)}
+    if updates and (why := changed_setup(earlier, setup, setup)):
+        parser.error(f"--update: {args.json}: {why}; give another --json")
     nets = {net: measure(net, args, emulator) for net in args.nets}
     command = shlex.join(["python", "benchmarks/arm_instructions.py", *sys.argv[1:]])
     if updates:
@@ -258,7 +259,7 @@ def main() -> None:
     record = {
         "what": "instructions of one warm inference, batch 1, one thread, on emulated Arm processors",
         "command": command,
-        "date": time.strftime("%Y-%m-%d"), "emulator": emulator_version(emulator), "nets": nets,
+        "date": time.strftime("%Y-%m-%d"), **setup, "nets": nets,
     }  # fmt: skip
     if args.json:
         args.json.write_text(json.dumps(record, indent=1) + "\n")

@@ -56,17 +56,17 @@ def main() -> None:
         parser.error(f"--out: {args.out.parent} is not a folder")
     args.runs_dir.mkdir(parents=True, exist_ok=True)
     rows: dict[str, Any] = {}
-    for path in configs:
-        name = load_config(path).name
-        why = run_stages(str(path), name, [], args.runs_dir, until="distill")
-        row = {"failed": why} if why else figures_of(args.runs_dir / name)
+    runs = {path: args.runs_dir / load_config(path).name for path in configs}
+    for path, run in runs.items():
+        why = run_stages(str(path), run.name, [], args.runs_dir, until="distill")
+        row = {"failed": why} if why else figures_of(run)
         key = str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
         rows[key] = row
         print(key, row, flush=True)
     record = {
         "what": "test accuracies in percent, last epoch, the seed of each config",
         "command": "python benchmarks/expected.py",
-        "environment": environment_of(args.runs_dir / load_config(path).name for path in configs),
+        "environment": environment_of(runs.values()),
         "configs": rows,
     }
     args.out.write_text(json.dumps(record, indent=1) + "\n")

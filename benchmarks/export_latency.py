@@ -22,7 +22,7 @@ import gc
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
-from stage_runs import environment
+from stage_runs import changed_setup, environment
 from train_step import stock_brevitas
 
 from qkd.cli.options.values import positive
@@ -41,7 +41,7 @@ SIZES = {"resnet20": 32}  # pixels; 224 for the others
 CLASSES = {"resnet20": 10}
 NETS = ("resnet18", "resnet50", "mobilenet_v2", "googlenet", "resnet20", "alexnet", "vgg11_bn", "squeezenet1_1")
 BITS = {"w4a4": 4, "w2a2": 2}
-SETUP = ("cpu", "cpu_flags", "torch", "brevitas", "onnxruntime", "commit")  # the same for all nets of a file
+SETUP = ("cpu", "cpu_flags", "torch", "brevitas", "onnxruntime", "commit", "flags")  # the same for all nets of a file
 BREVITAS_NETS = ("resnet18", "resnet50", "mobilenet_v2", "resnet20")
 
 
@@ -229,19 +229,15 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="also measure the time of each operator")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--reuse", action="store_true", help="measure the files that an earlier call left in --work")
-    parser.add_argument(
-        "--update",
-        action="store_true",
-        help="keep the JSON file's other nets, if the setup is the same",
-    )
+    parser.add_argument("--update", action="store_true", help="keep the JSON file's other nets, of the same setup")
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.work.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {}
     if args.update and args.json and args.json.exists():
         earlier = json.loads(args.json.read_text())
-        if why := another_setup(earlier, args):
-            parser.error(f"--update: {args.json} {why}; give another --json")
+        if why := changed_setup(earlier.get("setup", {}), setup_of(args), SETUP):
+            parser.error(f"--update: {args.json}: {why}; give another --json")
         results = earlier["nets"]
     for name in args.nets:
         known = args.work / f"{name}.facts.json"
@@ -257,14 +253,9 @@ def main() -> None:
             _write(args.json, results, args)
 
 
-def another_setup(earlier: Mapping[str, Any], args: argparse.Namespace) -> str:
-    """Return how a file's setup differs from this one's; an empty string if its rows may stay beside new ones."""
-    now, then = environment(), earlier.get("environment", {})
-    for key in SETUP:
-        if then.get(key) != now[key]:
-            return f"was measured with {key} {then.get(key)}, now {now[key]}"
-    flags = earlier["command"].partition(" --rounds ")[2]
-    return "" if f"--rounds {flags}" == _flags(args) else f"was measured with --rounds {flags}, now {_flags(args)}"
+def setup_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what all nets of a file have in common."""
+    return {**environment(), "flags": _flags(args)}
 
 
 def _flags(args: argparse.Namespace) -> str:
@@ -275,7 +266,7 @@ def _write(path: Path, results: dict[str, Any], args: argparse.Namespace) -> Non
     record = {
         "what": "latency of exported nets, batch 1, one thread, variants of a net interleaved; ratios of medians",
         "command": f"python benchmarks/export_latency.py --nets {' '.join(results)} {_flags(args)}",
-        "environment": environment(),
+        "setup": setup_of(args),
         "nets": results,
     }
     path.write_text(json.dumps(record, indent=1) + "\n")

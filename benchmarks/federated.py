@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stage_runs import environment_of, public, run_command, runs_in, spread
+from stage_runs import environment_of, public, require_runs, run_command, spread
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "configs/fashion-mnist/federated.yaml"
@@ -141,8 +141,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="key=value", default=[])
     args, rest = parser.parse_known_args(argv)
     args.overrides = [*args.overrides, *rest]
-    if args.write_only and not runs_in(args.runs_dir):
-        parser.error(f"--write-only: no runs in {args.runs_dir}")
+    if args.write_only:
+        require_runs(parser, args.runs_dir, "--write-only")
     return args
 
 

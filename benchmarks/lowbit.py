@@ -39,6 +39,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from stage_runs import changed_setup
 from torch import nn
 
 from qkd.cli.options.values import positive
@@ -250,9 +251,9 @@ def with_earlier(path: Path, results: dict[str, Any]) -> dict[str, Any]:
         ValueError: If the file was measured with another setup.
     """
     earlier = json.loads(path.read_text())
-    for name in ("processor", "versions", "kernels", "runtime_restricted_to", "flavor"):
-        if earlier[name] != results[name]:
-            raise ValueError(f"{path}: {name} was {earlier[name]} but is now {results[name]}; give another file")
+    setup = ("processor", "versions", "kernels", "runtime_restricted_to", "flavor")
+    if why := changed_setup(earlier, results, setup):
+        raise ValueError(f"{path}: {why}; give another file")
     return {**results, **{name: [*earlier.get(name, []), *results[name]] for name in ("commands", "rows")}}
 
 

@@ -139,10 +139,16 @@ def _common(values: Iterable[object]) -> str:
     return " / ".join(sorted({str(value) for value in values if value}))
 
 
-def require_runs(parser: argparse.ArgumentParser, folder: Path) -> None:
+def require_runs(parser: argparse.ArgumentParser, folder: Path, flag: str = "--collect") -> None:
     """End the program if there is nothing to collect, so that no earlier table is replaced by an empty one."""
     if not runs_in(folder):
-        parser.error(f"--collect: no runs in {folder}")
+        parser.error(f"{flag}: no runs in {folder}")
+
+
+def changed_setup(earlier: Mapping[str, Any], now: Mapping[str, Any], keys: Iterable[str]) -> str:
+    """Return how a file's setup differs from this one's; an empty string if its rows may stay beside new ones."""
+    changed = (key for key in keys if earlier.get(key) != now[key])
+    return next((f"{key} was {earlier.get(key)} but is now {now[key]}" for key in changed), "")
 
 
 def public(overrides: Sequence[str]) -> list[str]:

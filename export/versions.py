@@ -31,29 +31,24 @@ def arithmetic_note(version: str | None, cpu_flags: Collection[str]) -> str:
         cpu_flags: The processor's instruction sets, by Linux's names.
     """
     numbers = re.match(r"(\d+)\.(\d+)", version or "")
-    if numbers is None or AMX not in cpu_flags or not is_faulty_on_amx((int(numbers[1]), int(numbers[2]))):
-        return ""
     low, high = AMX_FAULTY
+    if numbers is None or AMX not in cpu_flags or not low <= (int(numbers[1]), int(numbers[2])) < high:
+        return ""
     advice = f"use {version_text(high)} or later, or one before {version_text(low)}"
     return f"onnxruntime {version} {_AMX_FAULT}; {advice}"
 
 
-def is_faulty_on_amx(version: Version) -> bool:
-    """Return whether a version multiplies 8-bit integers wrongly on processors with AMX."""
-    return AMX_FAULTY[0] <= version < AMX_FAULTY[1]
-
-
-def range_note(oldest: Version, layers: Collection[str] = ()) -> str:
+def range_note(oldest: Version, layers: Collection[str]) -> str:
     """Return what versions from ``oldest`` on compute wrongly on some processors; empty if none does.
 
     Args:
         oldest: The oldest version that must run a file.
-        layers: Names of the layers concerned; empty if unknown.
+        layers: Names of the layers concerned.
     """
     low, high = AMX_FAULTY
     if oldest >= high:
         return ""
     first, last = max(oldest, low), (high[0], high[1] - 1)
     versions = version_text(first) if first == last else f"{version_text(first)} to {version_text(last)}"
-    named = f" (here {', '.join(layers)})" if layers else ""
-    return f"onnxruntime {versions} {_AMX_FAULT}{named}; use {version_text(high)} or later on such a processor"
+    advice = f"use {version_text(high)} or later on such a processor"
+    return f"onnxruntime {versions} {_AMX_FAULT} (here {', '.join(layers)}); {advice}"

@@ -251,6 +251,7 @@ def write_view(
         raise ExportError("layers stay in float:\n  " + "\n  ".join(fall_backs))
     rows = tuple(_layer(layer, view, storage, census, lowered) for layer in layers)
     theoretical_bytes = cost_of_view(view, input_shapes).student.parameter_bytes
+    notes = [*chosen.notes(lowered.view), *saturation_warnings(view), *version_notes(view, form.target)]
     write_whole(place, content)
     return ExportedModel(
         path=place,
@@ -262,13 +263,7 @@ def write_view(
         theoretical_bytes=theoretical_bytes,
         layers=rows,
         fall_backs=fall_backs,
-        warnings=(
-            *fall_backs,
-            *warnings,
-            *chosen.notes(lowered.view),
-            *saturation_warnings(view),
-            *version_notes(view, form.target),
-        ),  # fmt: skip
+        warnings=(*fall_backs, *warnings, *notes),
         operators=dict(census.operators) if census else count_operators(lowered.model),
         operators_in_file=count_operators(lowered.model),
         needs=_needs(lowered, form),

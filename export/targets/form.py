@@ -145,8 +145,8 @@ def version_notes(view: IntegerView, target: Target | None) -> tuple[str, ...]:
         return ()
     layers = [node for node in view.nodes if isinstance(node, (Conv, Linear))]
     concerned = [layer.name for layer in layers if layer.weights.shape[0] % AMX_WIDTH]
-    note = range_note(target.oldest, concerned) if concerned else ""
-    return (note,) if note else ()
+    note = range_note(target.oldest, concerned)
+    return (note,) if concerned and note else ()
 
 
 def write_for(model: onnx.ModelProto, target: Target | None) -> None:

@@ -13,7 +13,7 @@ from qkd.config.bind_faults import Fault, describe, did_you_mean, models_in
 from qkd.config.binding import bind_section
 from qkd.foreign.user_code import place_fault
 from qkd.methods.phase_checks import phase_faults, set_keys
-from qkd.methods.table import config_faults, own_faults, own_method
+from qkd.methods.table import config_faults, faults_of, own_method
 from qkd.nets import net_hint
 from qkd.nets.own.spelling import NetSpelling, parse_net
 from qkd.terms.term_checks import check_terms
@@ -81,7 +81,7 @@ def _method_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
     if kind is None:
         return
     try:
-        yield from (_placed(line, where) for line in own_faults(kind(config)))
+        yield from (_placed(line, where) for line in faults_of(kind(config)))
     except ValueError as error:  # what a class says about its options
         yield ("student", "method_options"), str(error)
     except Exception as error:

@@ -140,8 +140,7 @@ def methods_of(config: RunConfig) -> tuple[Method, ...]:
     places = [entry.place for entry in METHODS.values() if not entry.asked_by or _is_set(config, entry.asked_by)]
     own = [] if config.student.method is None else [own_method(config.student.method)]
     methods = tuple(kind(config) for kind in (*own, *(_resolve(place) for place in places)))
-    faults = [fault for method in methods[: len(own)] for fault in own_faults(method)]
-    faults += [fault for method in methods[len(own) :] for fault in method.faults()]
+    faults = [fault for method in methods for fault in faults_of(method)]
     if faults:
         raise ValueError("the method cannot be used:\n" + "\n".join(f"  {fault}" for fault in faults))
     return methods
@@ -168,12 +167,13 @@ def own_method(name: str) -> type[Method]:
     return found
 
 
-def own_faults(method: Method) -> Iterator[str]:
-    """Yield what a user's own method finds wrong with its config, and the options that it does not have."""
-    given, known = method.config.student.method_options, method.option_names
-    for name in () if known is None else sorted(set(given) - set(known)):
-        hint = did_you_mean(name, known or ())
-        yield f"student.method_options.{name}: {type(method).__name__} has no such option; {hint}"
+def faults_of(method: Method) -> Iterator[str]:
+    """Yield what a method finds wrong with its config, and the options that it does not have if it lists its own."""
+    known = method.option_names
+    if known is not None:
+        for name in sorted(set(method.config.student.method_options) - set(known)):
+            hint = did_you_mean(name, known)
+            yield f"student.method_options.{name}: {type(method).__name__} has no such option; {hint}"
     yield from method.faults()
 
 

@@ -12,7 +12,7 @@ from export.conversion.repack import fit_storage
 from export.storage.needs import RUNTIME, needed_runtime, needs_text, storage_for
 from export.targets import find_target
 from export.targets.asked import parse_runtime
-from export.versions import Version, is_faulty_on_amx, range_note, version_text
+from export.versions import AMX, Version, arithmetic_note, version_text
 from export.writing import write_whole
 from qkd.files import read_json, sha256_of, write_json
 from qkd.predicting.feeding import PIXELS
@@ -40,8 +40,8 @@ def keep_fitted(run: RunFolder, runtime: str, progress: Progress) -> list[Path]:
         export.ParityError: If a repacked file is not proven to be the student.
     """
     version = parse_runtime(runtime)
-    if is_faulty_on_amx(version):
-        progress.warn(range_note(version))
+    if note := arithmetic_note(version_text(version), [AMX]):  # which processor it will run on is unknown
+        progress.warn(note)
     files = [name for name, file in student_files(run.config).items() if _is_for_onnxruntime(file)]
     return [path for name in files if (path := _keep(run, name, version, progress)) is not None]
 

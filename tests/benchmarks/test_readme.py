@@ -67,6 +67,21 @@ def test_the_readmes_own_sentences_are_held_too(tables: Any) -> None:
     assert all(" ".join(found[name].split()) in words for name in names)
 
 
+def test_no_method_beats_the_labels_by_more_than_the_readme_says() -> None:
+    results = ROOT / "benchmarks" / "results"
+    gains = []
+    methods = json.loads((results / "methods.json").read_text())["table"]
+    labels = {row["bits"]: row["mean"] for row in methods if row["method"] == "plain"}
+    gains += [row["mean"] - labels[row["bits"]] for row in methods]
+    recipes = {row["option"]: row["mean"] for row in json.loads((results / "recipes.json").read_text())["table"]}
+    gains += [recipes[name] - recipes["labels_only"] for name in ("baseline", "self_distillation", "soft_targets_only")]
+    fashion = json.loads((results / "accuracy_fashion_mnist.json").read_text())["summary"]
+    taught, alone = (fashion[f"configs/fashion-mnist/{name}.yaml"]["mean"] for name in ("w2a2", "w2a2-plain"))
+    gains.append(taught - alone)
+    (said,) = re.findall(r"labels alone by more than ([\d.]+) points", README)
+    assert 0 < 100 * max(gains) <= float(said) < 100 * max(gains) + 0.05
+
+
 def test_every_file_of_results_that_a_page_names_is_there() -> None:
     names = set(re.findall(r"`(?:benchmarks/results/)?([a-z0-9_]+\.(?:json|md))`", TEXT))
     known = {path.name for path in (ROOT / "benchmarks" / "results").iterdir()}

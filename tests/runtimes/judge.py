@@ -97,7 +97,21 @@ class Even(nn.Module):
         return self.end(self.mean(self.act2(self.deep(x))) + self.mean(self.small(x)))
 
 
-NETS = {"residual": Residual, "linears": Linears, "depthwise": Depthwise, "even": Even}
+class Bottleneck(nn.Module):
+    """Padded depthwise convolutions of codes with a zero point, behind linear bottlenecks, in planes of 7x7 and 6x6."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(3, 8, 6), nn.ReLU()]  # 7x7 from here on
+        layers += [*block(8, 8, 1), *block(8, 8, groups=8), nn.ReLU()]
+        layers += [nn.Conv2d(8, 8, 2), *block(8, 8, 5, groups=8), nn.ReLU()]  # 6x6
+        self.layers = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+NETS = {"residual": Residual, "linears": Linears, "depthwise": Depthwise, "even": Even, "bottleneck": Bottleneck}
 BITS = (8, 4, 2)
 COMPILED = ("iree", "tvm")  # a graph a layer takes them seconds, so codes are compared at one width
 

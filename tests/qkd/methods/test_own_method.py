@@ -153,12 +153,14 @@ def test_validate_asks_it_for_faults(data: Path, toy: Path) -> None:
     raw["student"]["method_options"] = {"weight": "heavy"}
     ((where, what),) = name_faults(raw)
     assert where == ("student", "method") and "fails to look at the config: TypeError" in what
-    toy.write_text(
-        TOY.replace('yield "student', "raise ValueError('it must be positive')\n            yield \"student")
+    other = toy.with_name("other.py")
+    other.write_text(
+        TOY.replace('yield "student.method_options.weight: must be', "raise ValueError('must be").replace(
+            'must be positive"', "must be positive')"
+        )
     )
-    other = toy.rename(toy.with_name("other.py"))
     raw["student"] |= {"method": f"{other}:Toy", "method_options": {"weight": -1}}
-    assert list(name_faults(raw)) == [(("student", "method_options"), "it must be positive")]
+    assert list(name_faults(raw)) == [(("student", "method_options"), "must be positive")]
     raw["seed"] = -1
     assert list(name_faults(raw)) == [], "the schema comes first"
 

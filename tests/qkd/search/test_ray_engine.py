@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from qkd.progress import Silent
+from qkd.progress import Progress, Silent
 from qkd.run.folder import RunFolder
 from qkd.search.ray_engine import member_trainable
 from qkd.search.role_search import search_agent
@@ -83,7 +83,8 @@ def test_two_workers_one_of_them_killed_find_the_local_schedule(tmp_path: Path) 
 
     killer = threading.Thread(target=kill_one)
     killer.start()
-    search_agent(ray, "teacher", Silent())
+    with (tmp_path / "progress.log").open("w") as stream:  # cannot be pickled, as what the command writes to
+        search_agent(ray, "teacher", Progress(stream))
     killer.join()
     assert killed and ray.is_complete("search_teacher")
     for name in ("teacher.population.jsonl", "teacher.schedule.yaml"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import onnx
 from export import Sample, expect, export_int8_baseline, read_sample
 from export.targets.table import ONNXRUNTIME
 from qkd.failures import UsageError
-from qkd.files import inside
+from qkd.files import inside, sha256_of
 from qkd.report.records import read_record
 
 CALIBRATION_IMAGES = 128
@@ -91,15 +92,23 @@ def run_files(folder: Path, runtimes: Sequence[str] = ()) -> dict[str, Path]:
 
     Raises:
         DamagedFileError: If ``export.json`` does not hold what the export stage writes.
-        ValueError: If a path in it leads out of the folder.
+        ValueError: If a path in it leads out of the folder, or a file has changed since it was exported and proven.
     """
     facts = read_record(folder / "export" / "export.json")
-    return {
+    found = {
         name: inside(folder / "export", model.get("path") or f"{name}.onnx")
         for name, model in facts.items()
         if model.get("flavor", "ort") in MEASURED and not (model.get("takes_pixels") or model.get("fitted_to"))
         and _is_for(model.get("target") or ONNXRUNTIME, runtimes)
     }  # fmt: skip
+    for name, path in found.items():
+        then = facts[name].get("sha256")  # older exports recorded none
+        if then is not None and path.is_file() and sha256_of(path) != then:
+            raise ValueError(
+                f"{path} has changed since it was exported; run `qkd export {shlex.quote(str(folder))}` again, or name "
+                "the file itself to measure it without recording it in the run"
+            )
+    return found
 
 
 def _is_for(target: str, runtimes: Sequence[str]) -> bool:

@@ -100,6 +100,10 @@ def test_another_flavor_lies_beside_and_is_compared(data: Path, trained: Path, f
     STAGES["bench"](run, Silent())
     STAGES["report"](run, Silent())
     assert f"student.{flavor}.onnx" in (run.path / "report.md").read_text()
+    student = folder / "student.onnx"  # what was changed is not measured under the run's name
+    student.write_bytes(student.read_bytes() + b"\x00")
+    with pytest.raises(ValueError, match=r"student\.onnx has changed since it was exported; run `qkd export"):
+        run_files(run.path)
 
 
 def test_files_for_other_runtimes_stay_while_they_are_of_the_same_student(

@@ -33,4 +33,5 @@ def write_whole(target: Path, content: bytes) -> None:
     try:
         replace_file(target, content)
     except (OSError, ValueError) as error:
-        raise ExportError(f"cannot write {target}: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ExportError(f"cannot write {target}: {reason}") from error

@@ -20,6 +20,7 @@ from export.devices.connections.capture import capture
 from export.devices.connections.shell import Content, Say, Shell, quote_program
 from export.devices.onboard import runner
 from export.devices.probing import Probe, probe_models, probe_races, read_probe
+from export.scratch import scratch_folder
 
 RUNNER, JOB = "runner.py", "job.json"
 PROBE_S = 120.0  # importing onnxruntime from a slow card takes tens of seconds
@@ -55,11 +56,11 @@ class LocalLink:
     def run(self, job: Mapping[str, Any], files: Mapping[str, Content], say: Say | None) -> dict[str, Any]:
         """Run the runner with this interpreter and this process's import path."""
         token = secrets.token_hex(8)
-        with tempfile.TemporaryDirectory(prefix="qkd-") as place:
+        with scratch_folder() as place:
             for name, content in files.items():
-                _place(Path(place) / name, content)
-            (Path(place) / JOB).write_text(json.dumps({**job, "token": token, "watched": True}), encoding="utf-8")
-            command = [sys.executable, str(Path(runner.__file__).resolve()), "run", str(Path(place) / JOB)]
+                _place(place / name, content)
+            (place / JOB).write_text(json.dumps({**job, "token": token, "watched": True}), encoding="utf-8")
+            command = [sys.executable, str(Path(runner.__file__).resolve()), "run", str(place / JOB)]
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
             limit = self.device.timeout_s
             done = capture(command, timeout_s=limit, environment=environment, say=say, holds_stdin=True)

@@ -9,11 +9,11 @@ import logging
 import os
 import platform
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from export.scratch import scratch_folder
 from quantizers.native.building import cached_library, cpp_compiler
 
 logger = logging.getLogger(__name__)
@@ -139,8 +139,8 @@ def _fingerprint(toolchain: Toolchain) -> str:
 @functools.cache
 def _knows(command: tuple[str, ...], flags: tuple[str, ...]) -> bool:
     """Return whether a compiler accepts these flags, and its assembler what the flags are for."""
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "probe.cc"
+    with scratch_folder() as folder:
+        source = folder / "probe.cc"
         source.write_text(PROBE)
         words = [*command, *flags, "-c", str(source), "-o", str(source.with_suffix(".o"))]
         try:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +14,7 @@ import onnx
 
 from export.passes.rewrite import consumers
 from export.runtime import open_session
+from export.scratch import scratch_folder
 from quantizers import integer as ir
 
 # Operators that compute on integers; any other with a layer's name after optimization is a float kernel.
@@ -120,8 +119,8 @@ def _kind(node: ir.Node) -> str:
 
 def optimized_graph(model: bytes, input_shapes: Sequence[tuple[int, ...]]) -> onnx.ModelProto:
     """Return ONNX Runtime's version of a model with all optimizations on, after a run on zeros of these shapes."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "optimized.onnx"
+    with scratch_folder(room=len(model)) as folder:
+        path = folder / "optimized.onnx"
         session = open_session(model, optimize=True, optimized_path=path)
         zeros = {
             entry.name: _zeros(entry.type, entry.shape, shape)

@@ -57,6 +57,7 @@ def export_float(
         ExportError: If PyTorch's exporter or ONNX Runtime refuses the model, preprocessing is to be inside the file or
             does not fit the images, or the path cannot be written to.
         ImportError: If onnxscript, which PyTorch's exporter needs, is missing.
+        OSError: If the temporary folder has no room.
     """
     target = checked_target(path)
     if importlib.util.find_spec("onnxscript") is None:

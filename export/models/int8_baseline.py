@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ import onnx
 
 from export.checks import ExportError
 from export.runtime import open_session, runtime
+from export.scratch import scratch_folder
 from export.storage.metadata import properties_of, strip_notes
 from export.storage.needs import makers
 from export.storage.packing import ir_version
@@ -54,6 +54,7 @@ def export_int8_baseline(
         ExportError: If onnxruntime refuses the file, the images do not fit, or the path cannot be written to.
         FileNotFoundError: If there is no float file.
         ImportError: If onnxruntime is missing.
+        OSError: If the temporary folder has no room.
         ValueError: If the float file is damaged.
 
     References:
@@ -70,12 +71,12 @@ def export_int8_baseline(
     parts = [{entry.name: images[at : at + size].astype(np.float32)} for at in range(0, usable, size)]
     if not parts:
         raise ExportError(f"{source}: its batch is fixed at {size}, but there are only {len(images)} images")
-    with tempfile.TemporaryDirectory(prefix="qkd-int8-") as place, _quiet():
+    with scratch_folder("qkd-int8-", room=source.stat().st_size) as place, _quiet():
         try:
-            _quantize(source, parts, Path(place), reduce_range=reduce_range)
+            _quantize(source, parts, place, reduce_range=reduce_range)
         except Exception as error:  # onnxruntime's tools raise whatever their passes raise
             raise ExportError(f"{source}: onnxruntime cannot quantize it ({error})") from error
-        model = onnx.load(Path(place) / "int8.onnx")
+        model = onnx.load(place / "int8.onnx")
     strip_notes(model)
     _plain_header(model)
     said = {key: value for key, value in properties_of(onnx.load(source)).items() if key in KEYS}

@@ -156,6 +156,7 @@ def export_onnx(
             it, ``strict`` is set and a layer stayed in float, an argument is not one of the allowed ones, preprocessing
             does not fit the images or cannot be inside the file exactly, or the path cannot be written to.
         quantizers.NotCalibratedError: If the student has not been calibrated.
+        OSError: If the temporary folder has no room.
         TypeError: If the student's parameters are not float32.
         ValueError: If a bias does not fit int32 or a scale is not finite (names the layer).
 
@@ -227,6 +228,7 @@ def write_view(
 
     Raises:
         ExportError: As ``export_onnx``.
+        OSError: If the temporary folder has no room.
         ValueError: If the shapes do not fit the view.
     """
     place = checked_target(path)
@@ -307,6 +309,8 @@ def _census(
         return None, ["not loaded: onnxruntime is missing, so nothing is known about its kernels"]
     try:
         census = take_census(content, lowered.view, lowered.places, input_shapes)
+    except OSError:  # of the disk, not of the graph
+        raise
     except Exception as error:  # onnxruntime's exceptions share no public base
         used = {storage.of(n.weight_bits) for n in lowered.view.nodes if isinstance(n, (Conv, Linear))}
         missing = sorted(kind.name for kind in used if not runtime_loads(kind))

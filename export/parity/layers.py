@@ -212,7 +212,7 @@ def attempted(function: Callable[..., Result], *given: Any, who: str = "ONNX Run
     """Return the result of a call into a runtime, or its message if it fails."""
     try:
         return function(*given)
-    except MemoryError:
+    except (MemoryError, OSError):  # of the machine, not of the file
         raise
     except Exception as error:  # exceptions of runtimes and compilers share no public base
         return f"{who} failed: {' '.join(str(error).split())[:300]}"

@@ -116,7 +116,7 @@ class RuntimeTally:
         try:
             self.session = open_in(runtime, model.SerializeToString(), threads)
             self.title = self.session.version
-        except (ValueError, ImportError):
+        except (ValueError, ImportError, OSError):  # not the file's fault
             raise
         except Exception as error:  # what its compiler raises
             self.fault = f"it does not load the file: {' '.join(str(error).split())[:300]}"

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from importlib import metadata
-from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import onnx
+
+from export.scratch import scratch_folder
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -43,8 +43,8 @@ class OpenVinoSession:
     def __init__(self, content: bytes, threads: int) -> None:
         openvino = _required("openvino", "openvino")
         self.version = f"openvino {str(openvino.__version__).split('-')[0]}"
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.onnx"
+        with scratch_folder(room=len(content)) as folder:
+            path = folder / "model.onnx"
             path.write_bytes(content)
             model = openvino.Core().read_model(str(path))
             settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
@@ -143,8 +143,8 @@ def _compiled_by_iree(content: bytes) -> bytes:
     """Return IREE's program of a file. Its ONNX importer runs here: a separate process would take half of the time."""
     importer = importlib.import_module("iree.compiler.tools.import_onnx.__main__")
     compiler = importlib.import_module("iree.compiler.tools")
-    with tempfile.TemporaryDirectory() as folder:
-        source, text = Path(folder) / "model.onnx", Path(folder) / "model.mlir"
+    with scratch_folder(room=2 * len(content)) as folder:  # as text, the weights are longer
+        source, text = folder / "model.onnx", folder / "model.mlir"
         source.write_bytes(content)
         try:
             importer.main(importer.parse_arguments([str(source), "-o", str(text)]))

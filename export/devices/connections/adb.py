@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import secrets
 import shlex
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 from export.devices.connections.address import Device, DeviceError
 from export.devices.connections.capture import Captured, capture, printable
 from export.devices.connections.shell import Content, Say, blocks_of
+from export.scratch import scratch_folder
 
 QUICK_S = 60.0  # for commands that only ask or move names
 STATES = {
@@ -77,9 +77,9 @@ class AdbShell:
         made = self.call(f"umask 077 && mkdir {shlex.quote(folder)}", timeout_s=QUICK_S)
         if made.code:
             raise DeviceError(f"cannot make {folder} on the device: {_words(made)}")
-        with tempfile.TemporaryDirectory(prefix="qkd-push-") as place:
+        with scratch_folder("qkd-push-") as place:
             for name, content in files.items():
-                source = content if isinstance(content, Path) else Path(place) / name
+                source = content if isinstance(content, Path) else place / name
                 if not isinstance(content, Path):
                     source.write_bytes(b"".join(blocks_of(content)))
                 done = capture([*self.command, "push", str(source), f"{folder}/{name}"], timeout_s=timeout_s)

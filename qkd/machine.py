@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from qkd.units import counted
+
 DISTRIBUTION = "qkd-toolkit"
 NAMES = ("qkd", "quantizers", "export")
 LIBRARIES = ("torch", "torchvision", "brevitas", "onnx", "onnxruntime", "numpy")
@@ -86,7 +88,7 @@ class DoctorReport:
         if note := _arithmetic_note(self.versions.get("onnxruntime"), self.cpu_flags):
             lines.append(f"note: {note}")
         lines += [f"CLASH {clash.name}: {clash.what}" for clash in self.clashes]
-        return "\n".join([*lines, "all is well" if self.is_healthy else f"{len(self.clashes)} clash(es)"])
+        return "\n".join([*lines, "all is well" if self.is_healthy else counted(len(self.clashes), "clash", "clashes")])
 
 
 def examine() -> DoctorReport:
@@ -187,7 +189,11 @@ def _altered(distribution: importlib.metadata.Distribution) -> list[Clash]:
         if not path.is_file() or _record_hash(path) != row[1]:
             wrong.setdefault(path.relative_to(str(distribution.locate_file(""))).parts[0], []).append(row[0])
     return [
-        Clash(name, f"{len(files)} file(s) differ from those installed (first: {files[0]}); reinstall {DISTRIBUTION}")
+        Clash(
+            name,
+            f"{counted(len(files), 'file differs', 'files differ')} from what was installed (first: {files[0]}); "
+            f"reinstall {DISTRIBUTION}",
+        )
         for name, files in wrong.items()
     ]
 

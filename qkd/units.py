@@ -1,4 +1,4 @@
-"""Write figures with their units: percent, bytes, milliseconds."""
+"""Write figures with their units: percent, bytes, milliseconds, numbers of things."""
 
 from __future__ import annotations
 
@@ -27,3 +27,21 @@ def bytes_text(size_bytes: int) -> str:
 def milliseconds(value_ms: float | None) -> str:
     """Return a latency with three significant digits."""
     return "-" if value_ms is None else f"{value_ms:.3g} ms"
+
+
+def counted(number: int | str, noun: str, plural: str | None = None) -> str:
+    """Return a number with what it counts: ``1 thread``, ``1,024 images``, ``2 classes``.
+
+    Args:
+        number: How many; text ("?") where that is unknown.
+        noun: What one of them is called.
+        plural: What several are called; by default the noun with an s.
+    """
+    shown = number if isinstance(number, str) else f"{number:,}"
+    return f"{shown} {noun if number == 1 else plural or noun + 's'}"
+
+
+def times_as_many(ratio: float) -> str:
+    """Return a ratio with three significant digits: ``3.25 times as many``, or ``just as many``."""
+    shown = f"{ratio:.3g}"
+    return "just as many" if shown == "1" else f"{shown} times as many"

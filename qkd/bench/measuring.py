@@ -55,16 +55,6 @@ def refuse_options(args: argparse.Namespace) -> None:
         )
 
 
-def _check_output(path: Path | None) -> None:
-    """Raise before anything is measured if the result could not be written at the end."""
-    if path is None:
-        return
-    if path.is_dir():
-        raise UsageError(f"--output {path} is a folder; name a file in it")
-    if not path.parent.is_dir():
-        raise UsageError(f"--output {path}: the folder {path.parent} does not exist; create it first")
-
-
 def bench_models(
     args: argparse.Namespace, progress: Progress, *, calibration: Callable[[Path], npt.NDArray[np.float32]]
 ) -> BenchTable:
@@ -80,7 +70,6 @@ def bench_models(
         UsageError: If a model is missing, the options cannot be combined, or the output folder does not exist.
         ValueError: If a setting is out of range.
     """
-    _check_output(args.output)
     devices = _devices(args)
     runtimes = _runtimes(args)
     given = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}

@@ -131,6 +131,8 @@ def is_float(path: Path) -> bool:
 def with_baseline(targets: Targets, folder: Path, images: npt.NDArray[np.float32]) -> Targets:
     """Return the targets with onnxruntime's static int8 of the float model.
 
+    On the sample, the logits expected of it are those of the float net that it was made of: nothing else was trained.
+
     Args:
         targets: With a float model.
         folder: Where the file goes.
@@ -144,8 +146,10 @@ def with_baseline(targets: Targets, folder: Path, images: npt.NDArray[np.float32
     if name is None:
         raise UsageError(NO_FLOAT)
     path = export_int8_baseline(targets.paths[name], images, folder / f"{BASELINE}.onnx")
-    paths = {**targets.paths, BASELINE: path}
-    return replace(targets, paths=paths, sample=expect(targets.sample, paths) if targets.sample else None)
+    sample = targets.sample
+    if sample is not None:
+        sample = replace(sample, logits={**sample.logits, BASELINE: sample.logits[name]})
+    return replace(targets, paths={**targets.paths, BASELINE: path}, sample=sample)
 
 
 def _model_file(path: Path) -> Path:

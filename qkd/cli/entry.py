@@ -133,7 +133,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     models = args.name == "bench"  # whose further models can also come after options
     unknown = [text for text in rest if text.startswith("-") or not takes or ("=" not in text and not models)]
     if unknown:
-        parser.error(f"unknown argument(s): {' '.join(unknown)}; `qkd {args.name} --help` lists what there is")
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}; `qkd {args.name} --help` lists what there is")
     if rest:
         args.overrides = [*args.overrides, *rest]
     for name in ("config", "run", "policy"):  # a name or a path: text, until it is known which

@@ -199,7 +199,7 @@ def from_array(array: Any, facts: dict[str, Any], path: str = "the array") -> np
     elif array.shape[3] == 3 and channels == 1:
         array = _gray(array)
     if array.shape[3] != channels:
-        raise InputError(f"{path}: the model takes {channels} channel(s), found {found}")
+        raise InputError(f"{path}: the model takes {channels} channel{'' if channels == 1 else 's'}, found {found}")
     if array.shape[1:3] == (height, width):
         return np.ascontiguousarray(array)
     from PIL import Image  # sizes differ: resized like image files

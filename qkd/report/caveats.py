@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qkd.units import percent
+from qkd.units import counted, percent
 
 NORMAL_95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 SMALL_HALF_WIDTH = 0.01  # an accuracy known to within a point or less needs no caveat
@@ -85,10 +85,10 @@ def accuracy_caveats(results: Mapping[str, Mapping[str, Any]], count: int | None
 
 def _after(role: str, result: Mapping[str, Any]) -> str:
     epochs = result.get("epochs")
-    tail = "; a student learns nothing from it" if role == "teacher" else ""
+    tail = "; its soft targets said nothing of the classes" if role == "teacher" else ""
     if epochs is None:
         return tail
-    return f", after {epochs} epoch{'' if epochs == 1 else 's'} of training{tail}"
+    return f", after {counted(epochs, 'epoch')} of training{tail}"
 
 
 def parity_caveats(parity: Mapping[str, Any]) -> Iterator[str]:

@@ -227,6 +227,17 @@ class _Predictions(Record):
     difference: _Difference
 
 
+class _Images(Record):
+    images: Images
+    labels: str | None = None
+    pixels: str | None = None
+
+
+class _DataSet(Record):
+    classes: list[str] | None = None
+    test: _Images | None = None
+
+
 _SHAPES: Mapping[str, Any] = {
     "predictions.json": _Predictions,
     "result.json": Result,
@@ -234,6 +245,7 @@ _SHAPES: Mapping[str, Any] = {
     "layers.json": _Layers,
     "cost.json": _Cost,
     "environment.json": _Environment,
+    "data.json": _DataSet,
 }
 
 

@@ -105,6 +105,8 @@ class RunSummary(OldFields):
         bench: The measurement in the closing table: this machine's, or else the first device's.
         devices: Every device's measurement, this machine first; for a device that failed, its ``failure``.
         test_images: Number of test images; None if unknown.
+        test_set: What the run recorded of its classes and test images; empty if it recorded nothing.
+        batch_statistics: Images per batch whose statistics batch norm used for accuracies; None: running statistics.
         caveats: What a reader of these figures must know, one sentence each.
         report: Path of the page; None before it is written.
         outdated: Which file has changed since the report was written; empty if none has.
@@ -123,6 +125,8 @@ class RunSummary(OldFields):
     flavors: Mapping[str, Any] = field(default_factory=dict)
     devices: tuple[Mapping[str, Any], ...] = ()
     test_images: int | None = None
+    test_set: Mapping[str, Any] = field(default_factory=dict)
+    batch_statistics: int | None = None
     caveats: tuple[str, ...] = ()
     report: str | None = None
     outdated: str = ""
@@ -221,6 +225,8 @@ def summarize(path: Path) -> RunSummary:
         flavors=_flavors(path, export),
         devices=devices,
         test_images=count,
+        test_set=_test_set(path),
+        batch_statistics=results["student"].get("batch_statistics"),
         caveats=(*_caveats(results, count, export, parity, devices), *left_out_caveats(outdated, path)),
         report=str(report) if report.is_file() else None,
         outdated=why_outdated(path, "report") if report.is_file() else "",
@@ -228,6 +234,11 @@ def summarize(path: Path) -> RunSummary:
         predictions=read_json(path / "export" / "predictions.json"),
     )
     return replace(summary, verdict=_verdict(summary))
+
+
+def _test_set(path: Path) -> Mapping[str, Any]:
+    facts = read_json(path / "data.json")
+    return {key: facts.get(key) for key in ("classes", "test")} if "test" in facts else {}
 
 
 def _verdict(summary: RunSummary) -> str:
@@ -354,8 +365,10 @@ def _under_providers(student: ModelRow, bench: Mapping[str, Any], parity: Mappin
 def _baseline(bench: Mapping[str, Any], models: Sequence[ModelRow]) -> list[ModelRow]:
     """Return the line of onnxruntime's static int8, if it was measured."""
     row = bench.get("models", {}).get(BASELINE)
-    twin = next((model.net for model in models if not model.role.startswith(ROLES["student"])), "")
-    return [] if row is None else [_measured("static int8 of the float net", twin, row)]
+    floats = [model for model in models if not model.role.startswith(ROLES["student"])]
+    # made of the student's own twin before its teacher (`Targets.float_names`)
+    net = next((model.net for model in sorted(floats, key=lambda model: model.role != ROLES["float"])), "")
+    return [] if row is None else [_measured("static int8 of the float net", net, row)]
 
 
 def _measured(role: str, net: str, row: Mapping[str, Any]) -> ModelRow:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qkd.foreign.shown import shown, shown_line
-from qkd.units import megabytes, milliseconds, percent
+from qkd.units import counted, megabytes, milliseconds, percent
 
 _LONGEST_CELL = 200  # characters
 # an underscore within a word is no markup, and names are full of them
@@ -52,11 +52,10 @@ def settings_text(row: Mapping[str, Any]) -> str:
         row: As for :func:`device_cells`, with what its device shares among all models.
     """
     shape, threads = row.get("input_shape") or [1], row.get("threads", 1)
-    images = f"{shape[0]} image{'' if shape[0] == 1 else 's'}"
     pinned = f" on CPUs {', '.join(map(str, row['affinity']))}" if row.get("affinity") else ""
     return (
-        f"Times are for a batch of {images}, with {threads} thread{'' if threads == 1 else 's'}{pinned}: "
-        f"{row.get('rounds')} rounds, after {row.get('warmup')} that do not count"
+        f"Times are for a batch of {counted(shape[0], 'image')}, with {counted(threads, 'thread')}{pinned}: "
+        f"{counted(row.get('rounds', '?'), 'round')}, after {row.get('warmup')} that do not count"
     )
 
 

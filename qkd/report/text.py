@@ -11,7 +11,7 @@ from qkd.report.searches import SearchRecord, search_table
 from qkd.report.summary import LayerRow, RunSummary, model_table, size_table
 from qkd.report.table import markdown, plain_text
 from qkd.report.tradeoff import device_table
-from qkd.units import bytes_text
+from qkd.units import bytes_text, counted
 
 SIZE_NOTE = TERMS["size"]
 SEARCH_NOTE = "Validation accuracies of members of the population; a search does not use the test images."
@@ -182,8 +182,9 @@ def latency_sentence(summary: RunSummary) -> str:
     facts = known | {key: value for key, value in summary.bench.items() if key in known}
     facts |= {key: value for key, value in (summary.bench.get("machine") or {}).items() if key in known}
     return (
-        f"{facts['cpu']}, {facts['threads']} thread(s), batch {facts['batch_size']}, {facts['rounds']} rounds of all "
-        f"files, interleaved, after {facts['warmup']} of warm-up, ONNX Runtime {facts['onnxruntime']}."
+        f"{facts['cpu']}, {counted(facts['threads'], 'thread')}, batch {facts['batch_size']}, "
+        f"{counted(facts['rounds'], 'round')} of all files, interleaved, "
+        f"after {facts['warmup']} of warm-up, ONNX Runtime {facts['onnxruntime']}."
     )
 
 

@@ -29,6 +29,7 @@ from qkd.seeding import stream
 from qkd.training import FitResult, Phase
 from qkd.training.assembly import WEIGHTS, Context, Made, Role
 from qkd.training.low_bit.rules import step_rules
+from qkd.units import counted
 from quantizers import Student, calibrate, quantizer_scales, reestimate_batch_norm, settle
 
 
@@ -177,7 +178,8 @@ class StudentRole:
 
     def calibrate(self, *students: nn.Module) -> None:
         """Set activation scales and batch-norm statistics from training images."""
-        self.context.progress.say(f"{self.name}: calibrating on {self.config.student.calibration_batches} batches")
+        many = counted(self.config.student.calibration_batches, "batch", "batches")
+        self.context.progress.say(f"{self.name}: calibrating on {many}")
         for student in students:
             batches = self._batches("calibration", self.config.student.calibration_batches)
             calibrate(student, batches, keep_statistics=self.config.student.bn == "frozen_teacher")

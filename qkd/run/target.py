@@ -7,6 +7,10 @@ from pathlib import Path
 
 from qkd.failures import UsageError
 
+MOST_NAMED = 8  # of the runs that exist, in a message
+# files that a run keeps beside its stages' folders
+OWN_FILES = {".lock", "config.yaml", "data.json", "environment.json", "report.html", "report.md", "run.log"}
+
 
 def run_folder(target: str, runs_dir: Path) -> Path | None:
     """Return the run folder given by a path or by its name in ``runs_dir``; None if there is no such folder."""
@@ -36,8 +40,24 @@ def runs_in(runs_dir: Path, option: str = " (see --runs-dir)") -> str:
         option: How to name another one.
     """
     known = sorted(path.parent.name for path in runs_dir.glob("*/config.yaml"))
-    there = f"{runs_dir} has: {', '.join(known[:8])}" if known else f"{runs_dir} has none"
+    more = f" and {len(known) - MOST_NAMED} more" if len(known) > MOST_NAMED else ""
+    there = f"{runs_dir} has: {', '.join(known[:MOST_NAMED])}{more}" if known else f"{runs_dir} has none"
     return there + option
+
+
+def run_of(file: Path) -> Path | None:
+    """Return the run that a file belongs to, by its place; None if it belongs to none.
+
+    Every file of a stage's folder does, whether it exists or not: stages read whatever is there.
+
+    Args:
+        file: Its path.
+    """
+    path = Path(os.path.realpath(file))
+    for folder in path.parents:
+        if (folder / "config.yaml").is_file() and (folder / "environment.json").is_file():
+            return folder if path.parent != folder or path.name in OWN_FILES else None
+    return None
 
 
 def require_place(runs_dir: Path, name: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from qkd.search.journal import Journal
 from qkd.search.population import finalists_of, round_lengths
+from qkd.units import times_as_many
 
 # The published search (role-kd's logs): 16 members, 200 epochs of 31 steps of 128 from 4,000 images, and 359 full
 # batches of 128 from 46,000 validation images after every epoch.
@@ -60,7 +61,7 @@ class CostReport:
         return (
             f"{self.role}'s search: {self.run.trained_images:,} images trained, {self.run.validated_images:,} "
             f"validated in {self.seconds:.0f} s; scoring every epoch, as published, would have validated "
-            f"{_ratio(self.run_every_epoch, self.run):.3g} times as many"
+            f"{times_as_many(_ratio(self.run_every_epoch, self.run))}"
         )
 
 

@@ -14,6 +14,7 @@ from qkd.config import BenchConfig
 from qkd.progress import Progress
 from qkd.roles.sample import calibration_images
 from qkd.run.folder import RunFolder
+from qkd.units import counted
 
 
 class BenchError(RuntimeError):
@@ -36,7 +37,8 @@ def run(run: RunFolder, progress: Progress) -> None:
     if settings.int8_baseline:
         targets = with_baseline(targets, folder, calibration_images(run.config, folder=run.path))
         made = [path for path in targets.paths.values() if path not in files]
-    progress.say(f"{settings.rounds} rounds of {', '.join(targets.paths)} interleaved, {settings.threads} thread(s)")
+    rounds, threads = counted(settings.rounds, "round"), counted(settings.threads, "thread")
+    progress.say(f"{rounds} of {', '.join(targets.paths)} interleaved, {threads}")
     how = _settings(settings, run.config.seed)
     results = measure_devices(devices, targets.paths, how, sample=targets.sample, say=progress.say)
     written = write_records(folder, records_of(results, targets, batch_size=settings.batch_size))

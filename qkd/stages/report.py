@@ -23,6 +23,7 @@ from qkd.report.records import read_metrics
 from qkd.report.stacks import schedule_picture
 from qkd.roles.agents import named_agent
 from qkd.run.folder import RunFolder
+from qkd.units import times_as_many
 
 METRICS = {"teacher": "teacher", "generator": "generator", "float twin": "student/float", "student": "student"}
 
@@ -101,7 +102,7 @@ def _search_cost(role: str, cost: Mapping[str, Any]) -> str:
     return (
         f"The {role}'s search trained on {run['trained_images']:,} images and validated {run['validated_images']:,} in "
         f"{duration(cost['seconds'])}. Scoring after every epoch, as published, would have validated "
-        f"{cost['run_validates_less_by']:.2f} times as many; in the published setting "
+        f"{times_as_many(cost['run_validates_less_by'])}; in the published setting "
         f"({cost['published']['validated_images'] / 1e6:.0f} million images) it is "
         f"{cost['published_validates_more_by']:.2f} times."
     )

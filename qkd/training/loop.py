@@ -158,7 +158,8 @@ class Trainer:
         epochs = self.job.config.epochs
         left = (epochs - self.at.epoch) * self.steps - self.at.step
         if left > 0 or self.at.epoch < epochs:
-            label = f"{self.job.role}, epochs {self.at.epoch + 1} to {epochs}"
+            first = self.at.epoch + 1
+            label = f"{self.job.role}, " + (f"epochs {first} to {epochs}" if first < epochs else f"epoch {epochs}")
             with self.progress.track(left * self.batch_size, label, "images") as tracker:
                 while self.at.epoch < epochs:
                     self.train_epoch(tracker)

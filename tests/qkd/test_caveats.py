@@ -34,7 +34,7 @@ def test_a_teacher_at_chance_level_is_said() -> None:
     found = list(accuracy_caveats({"teacher": result(0.104, epochs=1), "student": result(0.4)}, 10_000))
     assert found == [
         "the teacher is at chance level: 10.40 % (95 % interval 9.8 .. 11.0 %), where always naming the most frequent "
-        "class gives 10.00 %, after 1 epoch of training; a student learns nothing from it"
+        "class gives 10.00 %, after 1 epoch of training; its soft targets said nothing of the classes"
     ]
     assert list(accuracy_caveats({"teacher": result(0.11), "student": result(0.4)}, 10_000)) == []
     # chance is the most frequent class, not one over the classes

@@ -145,7 +145,7 @@ def run(job: dict[str, Any], folder: str) -> dict[str, Any]:
         say(f"{model.title}: loaded in {model.load_ms:.0f} ms, first run {model.first_run_ms:.1f} ms; warming up")
         for _ in range(job["warmup"]):
             model.run()
-    say("{} rounds of {}".format(job["rounds"], ", ".join(model.title for model in models)))
+    say("{} rounds of {}".format(job["rounds"], "; ".join(model.title for model in models)))
     times = take_turns(models, job["rounds"])
     after = conditions(job["affinity"])
     results = {}

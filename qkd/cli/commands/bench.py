@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from export import defaults
 from qkd.cli.options.command import add_command, load, new_progress, print_result, require_config, run_stages_of
-from qkd.cli.options.values import cpus, finite, whole
+from qkd.cli.options.values import cpus, finite, output_file, whole
 from qkd.failures import BAD_INPUT, DONE, FAILED
 from qkd.files.user_paths import user_path
 
@@ -82,7 +82,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         ("--affinity", None, cpus, "CPUS", "pin to these CPUs, e.g. 0,1 or 4-7"),
         ("--sample", None, user_path, "FILE", "npz of images and labels to score the models on, on the device"),
         ("--timeout", None, finite, "SECONDS", f"longest duration of one command on a device ({defaults.TIMEOUT_S:g})"),
-        ("--output", None, user_path, "FILE", "also write the result to FILE as JSON"),
+        ("--output", None, output_file(".json"), "FILE.json", "also write the result to FILE as JSON"),
     ):
         option, action, kind, meta, text = words
         more = {"dest": f"{option[2:]}s"} if option in ("--provider", "--runtime") else {}

@@ -6,8 +6,7 @@ import argparse
 from typing import Any
 
 from qkd.cli.options.command import add_command, load, new_progress, print_result
-from qkd.cli.options.values import finite, positive
-from qkd.files.user_paths import user_path
+from qkd.cli.options.values import finite, output_file, positive
 
 
 def add(commands: Any) -> None:
@@ -18,7 +17,9 @@ def add(commands: Any) -> None:
     look.add_argument("overrides", metavar="key=value", nargs="*", help="with a CONFIG, e.g. name=other-run")
     look.add_argument("--limit", type=positive, metavar="N", help="at most N training images, stratified (all)")
     look.add_argument("--temperature", type=finite, metavar="T", help="temperature of distillation (the config's)")
-    look.add_argument("--out", type=user_path, metavar="FILE.svg|FILE.png", help="draw the result to FILE")
+    look.add_argument(
+        "--out", type=output_file(".svg", ".png"), metavar="FILE.svg|FILE.png", help="draw the result to FILE"
+    )
 
 
 def diagnose(args: argparse.Namespace) -> int:

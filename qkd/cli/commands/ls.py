@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qkd.cli.options.command import add_command, print_result
+from qkd.cli.options.values import output_file
 from qkd.failures import UsageError
 from qkd.files.user_paths import user_path
 
@@ -29,7 +30,12 @@ def add(commands: Any) -> None:
         metavar="FOLDER",
         help="with runs: folder that holds the run folders (runs)",
     )
-    ls.add_argument("--out", type=user_path, metavar="FILE", help="with runs: also write the table as an HTML page")
+    ls.add_argument(
+        "--out",
+        type=output_file(".html", ".htm"),
+        metavar="FILE.html",
+        help="with runs: also write the table as an HTML page",
+    )
 
 
 def list_names(args: argparse.Namespace) -> int:

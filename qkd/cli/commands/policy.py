@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from qkd.cli.options.command import add_command, print_result
-from qkd.cli.options.values import epochs, positive, whole
+from qkd.cli.options.values import epochs, output_file, positive, whole
 from qkd.files.user_paths import user_path
 
 
@@ -28,7 +28,9 @@ def add(commands: Any) -> None:
         required=True,
         help="py2: all published logs; source: logs of a Python 3 run of the released code",
     )
-    take.add_argument("--out", type=user_path, required=True, metavar="FILE.yaml", help="schedule file to write")
+    take.add_argument(
+        "--out", type=output_file(".yaml", ".yml"), required=True, metavar="FILE.yaml", help="schedule file to write"
+    )
     take.add_argument("--trial", metavar="ID", help="whose lineage to follow in pbt_global.txt")
     take.add_argument("--role", choices=("teacher", "student"), help="role to note in the file")
     look = add_command(actions, "show", show, "show a schedule in words and as a picture")
@@ -36,14 +38,16 @@ def add(commands: Any) -> None:
     for action in (look, grid):
         action.add_argument("policy", metavar="FILE|POLICY", help="a schedule file, or a name of `qkd ls policies`")
     look.add_argument("--epochs", type=positive, help="stretch the schedule to this many epochs")
-    look.add_argument("--out", type=user_path, metavar="FILE.svg|FILE.png", help="draw the schedule to FILE")
+    look.add_argument(
+        "--out", type=output_file(".svg", ".png"), metavar="FILE.svg|FILE.png", help="draw the schedule to FILE"
+    )
     grid.add_argument("--data", required=True, metavar="NAME", help="a name of `qkd ls datasets`")
     grid.add_argument("--data-path", type=user_path, help="the data set's folder, for npz and folder")
     grid.add_argument("--data-root", type=user_path, help="where torchvision keeps its sets (data)")
     grid.add_argument("--epochs", type=epochs, required=True, metavar="0,10,20", help="rows, counted from 0")
     grid.add_argument("--length", type=positive, help="length of training in epochs (the schedule's)")
     grid.add_argument("--seed", type=whole, default=0, help="random seed (0)")
-    grid.add_argument("--out", type=user_path, required=True, metavar="FILE.png", help="picture to write")
+    grid.add_argument("--out", type=output_file(".png"), required=True, metavar="FILE.png", help="picture to write")
 
 
 def import_log(args: argparse.Namespace) -> int:

@@ -1,11 +1,14 @@
-"""Values among the arguments: numbers, lists of epochs, lists of CPUs; argparse words what is wrong."""
+"""Values among the arguments: numbers, lists of epochs or CPUs, files to write; argparse words what is wrong."""
 
 from __future__ import annotations
 
 import argparse
 import math
 import re
+from collections.abc import Callable
+from pathlib import Path
 
+from qkd.files.user_paths import user_path
 from qkd.foreign.shown import shown_line
 
 MOST_DIGITS = 9  # of a whole number among the arguments
@@ -61,3 +64,31 @@ def cpus(text: str) -> tuple[int, ...]:
         if len(found) > MOST_CPUS:
             raise argparse.ArgumentTypeError(f"names more than {MOST_CPUS} CPUs")
     return tuple(found)
+
+
+def output_file(*endings: str) -> Callable[[str], Path]:
+    """Return the type of an argument that names a file to write.
+
+    Checked before anything is computed: the folder exists, the ending fits, and no file of a run would be replaced.
+
+    Args:
+        endings: Allowed ones, such as ``.png``; any if none is given.
+    """
+
+    def path_of(text: str) -> Path:
+        from qkd.run.target import run_of
+
+        path = user_path(text)
+        if endings and path.suffix not in endings:
+            raise argparse.ArgumentTypeError(f"must end in {' or '.join(endings)}, got {shown_line(text, 200)}")
+        if path.is_dir() or not path.parent.is_dir():
+            raise argparse.ArgumentTypeError(
+                f"needs the name of a file in an existing folder, got {shown_line(text, 200)}"
+            )
+        if (run := run_of(path)) is not None:
+            raise argparse.ArgumentTypeError(
+                f"{shown_line(text, 200)} would be among the files of the run {run}; choose a place outside of it"
+            )
+        return path
+
+    return path_of

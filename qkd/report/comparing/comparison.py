@@ -112,7 +112,7 @@ def compare_runs(folders: Sequence[Path]) -> RunsTable:
         else:
             summaries.append(summary)
             rows.append(_row(name, summary))
-    apart = differences(folders, summaries)
+    apart = differences(summaries)
     return RunsTable(tuple(rows), differences=apart, notes=tuple(difference_notes(apart, folders)))
 
 

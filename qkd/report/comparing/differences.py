@@ -16,7 +16,7 @@ import numpy.typing as npt
 from qkd.report.caveats import SLOWER
 from qkd.report.findings.verdict import is_of
 from qkd.report.intervals import paired_difference, unpack_answers, unpaired_interval
-from qkd.report.summary import ModelRow, RunSummary, read_json
+from qkd.report.summary import ModelRow, RunSummary
 from qkd.units import megabytes, milliseconds, percent
 
 HEAD = ["run", "figure", "first run", "this run", "difference", "95 % interval", "this run is"]
@@ -58,16 +58,15 @@ class Difference:
     is_paired: bool = False
 
 
-def differences(folders: Sequence[Path], summaries: Sequence[RunSummary | None]) -> tuple[Difference, ...]:
+def differences(summaries: Sequence[RunSummary | None]) -> tuple[Difference, ...]:
     """Return the differences of runs from the first one that has a student.
 
     Args:
-        folders: The run folders.
-        summaries: Their summaries; None for a run that cannot be read.
+        summaries: Those of the runs; None for a run that cannot be read.
     """
     known = [
-        _Student(position, folder, summary, summary.student)
-        for position, (folder, summary) in enumerate(zip(folders, summaries, strict=True))
+        _Student(position, summary, summary.student)
+        for position, summary in enumerate(summaries)
         if summary is not None and summary.student is not None
     ]
     return tuple(one for this in known[1:] for one in _of_pair(known[0], this))
@@ -105,7 +104,6 @@ class _Student:
     """A run that has a student."""
 
     position: int
-    folder: Path
     summary: RunSummary
     row: ModelRow
 
@@ -125,16 +123,16 @@ def _of_pair(first: _Student, this: _Student) -> Iterator[Difference]:
 
 def _of_accuracy(first: _Student, this: _Student, theirs: float, ours: float) -> dict[str, Any]:
     counts = this.summary.test_images, first.summary.test_images
-    parts = [_test_part(one.folder) for one in (first, this)]
+    sets = [one.summary.test_set for one in (first, this)]
     if counts[0] is None or counts[1] is None:
         return {"verdict": "unknown: no number of test images", "difference": ours - theirs}
-    batches = [read_json(one.folder / "student" / "result.json").get("batch_statistics") for one in (first, this)]
+    batches = [one.summary.batch_statistics for one in (first, this)]
     if batches[0] != batches[1]:
         return {"verdict": OTHER_SCORES}
-    if None in parts:
+    if not all(sets):
         return {"verdict": UNKNOWN_IMAGES, "difference": ours - theirs}
     # runs of before say how many test images there are, not how many of them fill batches
-    if parts[0] != parts[1] or (counts[0] != counts[1] and not batches[0]):
+    if sets[0] != sets[1] or (counts[0] != counts[1] and not batches[0]):
         return {"verdict": OTHER_IMAGES}
     # the exported files' answers, which use the running statistics
     answers = [None if batches[0] else _answers(one.summary) for one in (this, first)]
@@ -145,12 +143,6 @@ def _of_accuracy(first: _Student, this: _Student, theirs: float, ours: float) ->
         value, interval, is_paired = ours - theirs, unpaired_interval(ours, theirs, (counts[0], counts[1])), False
     verdict = "better" if interval[0] > 0 else "worse" if interval[1] < 0 else NOISE
     return {"verdict": verdict, "difference": value, "interval": interval, "is_paired": is_paired}
-
-
-def _test_part(folder: Path) -> object:
-    """Return the record of a run's test images; None if it has none."""
-    facts = read_json(folder / "data.json")
-    return (facts.get("classes"), facts["test"]) if "test" in facts else None
 
 
 def _answers(summary: RunSummary) -> npt.NDArray[np.bool_] | None:

@@ -15,7 +15,7 @@ TERMS = {
     "slower than p99. Size: of the file. Memory: the peak of a separate process that loads the file and runs it once, "
     "Python and runtime included. Vs. FP32: median latency divided by that of the FP32 file. Accuracy: on the sample "
     "of test images that was sent along. Agreement: the share of these images that get the same class as from the "
-    "trained net.",
+    "trained net (int8-static: from the float net).",
     "classes": "Accuracy of one class: the share of its test images that are classified correctly.",
     "confusion": "Each row holds the test images of one class, each column a class that the student predicts. Right "
     "answers are on the diagonal; the darker a cell, the larger its share of the row.",

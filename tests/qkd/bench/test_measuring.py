@@ -67,9 +67,10 @@ def test_a_run_folder_with_its_sample_and_the_int8_baseline(
     assert models["student"]["accuracy"] == models["student"]["agreement"] == 1.0
     assert device["images"] == 64 and models["teacher"]["to_float"] == 1.0
     assert models["teacher"]["agreement"] == 1.0 and models["int8-static"]["agreement"] > 0.9
+    assert models["int8-static"]["max_difference"] > 1e-3, "to the float net, not to itself"
     assert models["student"]["to_float"] == models["student"]["median_ms"] / models["teacher"]["median_ms"]
     assert models["student"]["peak_memory_bytes"] > 1e6
-    assert "local: 3 rounds of student, teacher, int8-static" in err
+    assert "local: 3 rounds of student; teacher; int8-static" in err
 
 
 def test_the_table_and_a_device_that_fails(made: Path, capsys: pytest.CaptureFixture[str]) -> None:

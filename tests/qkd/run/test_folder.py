@@ -17,7 +17,7 @@ from qkd.config import RunConfig
 from qkd.failures import UsageError
 from qkd.run import folder as rundir
 from qkd.run.folder import RunFolder
-from qkd.run.target import require_place
+from qkd.run.target import OWN_FILES, require_place
 from qkd.testing import tiny_config
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -36,6 +36,7 @@ def test_config_and_environment_are_written_first(config: RunConfig, tmp_path: P
     assert environment["seed"] == config.seed
     assert environment["packages"]["torch"] and environment["python"] and environment["cpu"]
     assert run.environment_changes() == ()
+    assert {path.name for path in run.path.iterdir() if path.is_file()} <= OWN_FILES
 
 
 def test_the_same_config_opens_it_again(config: RunConfig, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qkd.cli.options.command import add_command, print_result
+from qkd.cli.options.values import output_file
 from qkd.files.user_paths import user_path
 
 TARGETS = ("aarch64-linux", "x86_64-linux")
@@ -29,7 +30,7 @@ def add(commands: Any) -> None:
     )  # fmt: skip
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     make = add_command(actions, "build", build, "compile the library")
-    make.add_argument("--out", type=user_path, metavar="FILE", help="file to write (default: in the cache)")
+    make.add_argument("--out", type=output_file(), metavar="FILE", help="file to write (default: in the cache)")
     pack = add_command(actions, "wheel", wheel, "compile the library and write the wheel onnxruntime-ep-lowbit")
     pack.add_argument(
         "--out", type=user_path, metavar="DIR", default=Path("dist"), help="folder to write the wheel to (dist)"

@@ -6,8 +6,7 @@ import argparse
 from typing import Any
 
 from qkd.cli.options.command import add_command, print_result
-from qkd.failures import UsageError
-from qkd.files.user_paths import user_path
+from qkd.cli.options.values import output_file
 
 
 def add(commands: Any) -> None:
@@ -20,7 +19,9 @@ def add(commands: Any) -> None:
         has_runs=True,
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders, or names of runs")
-    parser.add_argument("--out", type=user_path, metavar="FILE", help="also write the table as an HTML page")
+    parser.add_argument(
+        "--out", type=output_file(".html", ".htm"), metavar="FILE.html", help="also write the table as an HTML page"
+    )
 
 
 def compare(args: argparse.Namespace) -> int:
@@ -28,8 +29,6 @@ def compare(args: argparse.Namespace) -> int:
     from qkd.report.comparing.comparison import compare_runs, write_comparison
     from qkd.run.target import require_run_folder
 
-    if args.out is not None and (args.out.is_dir() or not args.out.parent.is_dir()):
-        raise UsageError(f"--out {args.out}: needs the name of a file in an existing folder")
     table = compare_runs([require_run_folder(name, args.runs_dir) for name in args.runs])
     if args.out is not None:
         write_comparison(table, args.out)

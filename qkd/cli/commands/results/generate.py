@@ -6,8 +6,7 @@ import argparse
 from typing import Any
 
 from qkd.cli.options.command import add_command, print_result
-from qkd.cli.options.values import positive, whole
-from qkd.files.user_paths import user_path
+from qkd.cli.options.values import output_file, positive, whole
 
 
 def add(commands: Any) -> None:
@@ -15,7 +14,7 @@ def add(commands: Any) -> None:
     text = "draw the images that a data-free run made, epoch by epoch, and fresh ones"
     draw = add_command(commands, "generate", generate, text, has_runs=True)
     draw.add_argument("run", metavar="RUN", help="a run folder, or the name of a run")
-    draw.add_argument("--out", type=user_path, required=True, metavar="FILE.png", help="picture to write")
+    draw.add_argument("--out", type=output_file(".png"), required=True, metavar="FILE.png", help="picture to write")
     draw.add_argument("--count", type=positive, default=16, metavar="N", help="images in a row (16)")
     draw.add_argument("--seed", type=whole, default=0, help="for the fresh images (0)")
 

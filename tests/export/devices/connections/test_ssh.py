@@ -40,7 +40,7 @@ def test_a_run_is_measured_scored_and_leaves_nothing(ssh_server, here, plain, pa
     assert report.size_bytes == packed.stat().st_size < reports["plain"].size_bytes
     assert report.affinity == (0,) and report.interleaved_with == ("plain",)
     assert report.machine["cpu"] and report.machine["kernel"].startswith("Linux")
-    assert any("25 rounds of packed, plain" in line for line in said)
+    assert any("25 rounds of packed; plain" in line for line in said)
     assert ssh_server.left() == []
     json.dumps(report.to_json())
 
@@ -334,7 +334,7 @@ def test_the_low_bit_library_goes_to_the_device_and_leaves_it_again(ssh_server, 
     reports = measure_on(ssh_server.device(python=here), {"s": low_bit_student}, settings, say=said.append)
     assert list(reports) == ["s", "s, low-bit provider"]
     assert reports["s, low-bit provider"].claimed_nodes > 5 and reports["s, low-bit provider"].peak_memory_bytes > 1e6
-    assert any("rounds of s, s, low-bit provider" in line for line in said) and ssh_server.left() == []
+    assert any("rounds of s; s, low-bit provider" in line for line in said) and ssh_server.left() == []
 
 
 def test_a_device_whose_runtime_takes_no_plugins_measures_without(ssh_server, here, low_bit_student):
@@ -350,7 +350,7 @@ def test_a_device_whose_runtime_takes_no_plugins_measures_without(ssh_server, he
 @pytest.mark.slow
 def test_the_low_bit_library_leaves_the_device_when_bench_is_killed_here(ssh_server, here, low_bit_student):
     device = ssh_server.device(python=here)
-    with killed_in_its_rounds(device, low_bit_student, "rounds of m, m, low-bit provider"):
+    with killed_in_its_rounds(device, low_bit_student, "rounds of m; m, low-bit provider"):
         (folder,) = ssh_server.left()
         assert (ssh_server.folder / "work" / folder / "liblowbit.so").is_file()
     assert left_in_the_end(ssh_server) == []

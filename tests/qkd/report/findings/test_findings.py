@@ -190,8 +190,22 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path, capsys: pytest.CaptureF
     assert [row.run for row in table.rows] == [str(path) for path in paths]
     assert table.differences[0].against == str(paths[0]) and table.differences[0].run == str(paths[1])
     for out in ("", str(tmp_path / "missing" / "x.html")):
-        assert main(["compare", *map(str, paths), "--out", out]) == 2
-        assert "needs the name of a file in an existing folder" in capsys.readouterr().err
+        with pytest.raises(SystemExit):
+            main(["compare", *map(str, paths), "--out", out])
+        said = capsys.readouterr().err
+        assert "must end in .html" in said or "in an existing folder" in said
+
+
+@pytest.mark.parametrize("record", ["data.json", "student/result.json", "export/predictions.json"])
+@pytest.mark.parametrize("content", ["", "[]", "null", '{"classes": 1, "test": 2, "images": 3, "test_accuracy": "x"}'])
+def test_a_damaged_run_gets_a_line_and_the_others_are_compared(tmp_path: Path, record: str, content: str) -> None:
+    """One damaged ``data.json`` left all runs without a line."""
+    paths = [with_answers(tmp_path / name, "+" * 60 + "-" * 20) for name in ("a", "b", "c")]
+    (paths[1] / record).write_text(content)
+    table = compare_runs(paths)
+    assert [row.state.startswith("cannot be read") for row in table.rows] == [False, True, False]
+    assert record.rpartition("/")[2] in table.rows[1].state
+    assert {(one.against, one.run) for one in table.differences} == {("a", "c")}
 
 
 def test_a_paired_interval_stays_within_what_is_possible() -> None:

@@ -76,6 +76,7 @@ def trace(model: nn.Module, example_inputs: Tensor, *, verify: bool = True) -> T
     device = next((p.device for p in root.parameters()), torch.device("cpu"))
     has_gradients = freeze_unreached(root, example_images(example_inputs, TRAIN_IMAGES, device))
     evaluated = Recorder(root.eval(), check=verify).run(example_images(example_inputs, EVAL_IMAGES, device), name)
+    _require_finite(evaluated)
     if verify and not _refused(evaluated):
         require_same_in_eval(root, example_images(example_inputs, EVAL_IMAGES, device), evaluated.result)
     with _jittered(root), torch.random.fork_rng(devices=[]):
@@ -96,6 +97,19 @@ def trace(model: nn.Module, example_inputs: Tensor, *, verify: bool = True) -> T
             require_same_of_more(twin.eval(), images)
     simplify(recording)
     return Traced(recording, len(example_inputs))
+
+
+def _require_finite(recording: Recording) -> None:
+    """Raise if a step has an infinite or NaN constant: its outputs may be finite after a ReLU, but no grid holds it."""
+    for node in live_nodes(recording.graph, output_of(recording.graph)):
+        module = recording.modules[str(node.target)] if node.op == "call_module" else nn.Identity()
+        tensors = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+        if any(tensor.is_floating_point() and not bool(tensor.detach().isfinite().all()) for tensor in tensors):
+            site = f" ({node.meta['site']})" if node.meta.get("site") else ""
+            raise RewriteError(
+                f"{node.meta['path']}{site}: computes with a constant that is infinite or NaN, which no grid holds; "
+                "use finite values (a mask as factors of 0 and 1, say)"
+            )
 
 
 def _refused(recording: Recording) -> bool:

@@ -28,7 +28,8 @@ WAYS_OUT: dict[str, str] = {
     "LSTM": "Recurrence has no low-bit form; pass the part of the network without it",
     "GRU": "Recurrence has no low-bit form; pass the part of the network without it",
     "RNN": "Recurrence has no low-bit form; pass the part of the network without it",
-    "einsum": "A product of activations has no low-bit kernel here; use layers with weights",
+    "einsum": "It has no low-bit kernel here: use Linear or Conv2d for a product with weights; there is none for a "
+    "product of activations",
     "bmm": "A product of activations has no low-bit kernel here; use layers with weights",
     "matmul": "A product of activations has no low-bit kernel here; use layers with weights",
     "RReLU": "It draws random slopes in training; use LeakyReLU or PReLU",

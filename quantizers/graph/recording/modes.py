@@ -118,9 +118,15 @@ class _Match:
 
     def _difference(self, node: fx.Node, left: fx.Node | None, right: fx.Node | None) -> str:
         site = f" ({node.meta['site']})" if node.meta.get("site") else ""
+        names = self._name(right, self.trained), self._name(left, self.evaluated)
+        if names[0] == names[1]:
+            return (
+                f"{node.meta['path']}{site}: train() on a batch of another size computes with other values or settings "
+                f"than eval() from here on ({names[0]}), or the network changes them as it runs; {WAY_OUT}"
+            )
         return (
             f"{node.meta['path']}{site}: train() on a batch of another size computes something other than eval() from "
-            f"here on ({self._name(right, self.trained)} instead of {self._name(left, self.evaluated)}); {WAY_OUT}"
+            f"here on ({names[0]} instead of {names[1]}); {WAY_OUT}"
         )
 
     def _name(self, node: fx.Node | None, recording: Recording) -> str:

@@ -113,6 +113,7 @@ bool Matcher::bias_of(const Node& node, float input_scale, const std::vector<flo
         const float step = static_cast<const float*>(steps.constant)[steps.count == 1 ? 0 : o];
         const double expected = static_cast<double>(input_scale) * scales[o];
         const int32_t code = static_cast<const int32_t*>(codes.constant)[o];
+        if (!std::isfinite(step)) return false;  // even times a code of 0, it is NaN
         if (code != 0 && !(std::fabs(step - expected) <= kSameScale * expected))
             return false;
         spec->requantize.bias[o] = code;

@@ -112,7 +112,8 @@ def _run(command: Sequence[str]) -> None:
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=LONGEST_COMPILATION_S)
     except subprocess.CalledProcessError as error:
-        lines = [line for line in error.stderr.splitlines() if "error" in line] or error.stderr.splitlines() or ["?"]
+        silent = f"{command[0]} ended with exit code {error.returncode} and said nothing"
+        lines = [line for line in error.stderr.splitlines() if "error" in line] or error.stderr.splitlines() or [silent]
         raise LowBitUnavailableError(f"the low-bit execution provider does not compile: {lines[0]}") from error
     except subprocess.TimeoutExpired as error:
         reason = f"{Path(command[0]).name} took longer than {LONGEST_COMPILATION_S} s"

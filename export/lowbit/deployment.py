@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from export.atomic import replace_file
 from export.lowbit.build import LowBitUnavailableError, built_library, host_toolchain
 from export.lowbit.cross import GLIBC, TARGETS, cross_toolchain
 from export.lowbit.wheel import write_wheel
+from export.writing import checked_target, write_whole
 from quantizers.native.building import cpp_compiler
 
 
@@ -48,17 +48,18 @@ def build_library(target: str | None = None, out: Path | None = None) -> Deploye
         The copy, or the library in the cache.
 
     Raises:
-        ValueError: If the target is unknown, or ``out`` cannot name a file.
+        ValueError: If the target is unknown, or ``out`` cannot name or be written as a file.
         LowBitUnavailableError: If a compiler is missing or fails.
         OSError: If a file cannot be written.
     """
+    copy = None if out is None else checked_target(out)
     if target is None and cpp_compiler() is not None:
         library = built_library(host_toolchain())
     else:
         library = built_library(cross_toolchain(target or this_machine()))
-    if out is not None:
-        replace_file(out, library.read_bytes())
-        library = out
+    if copy is not None:
+        write_whole(copy, library.read_bytes())
+        library = copy
     return Deployed(target or this_machine(), library, library.stat().st_size)
 
 

@@ -87,8 +87,9 @@ def distill(
         The results, one row per epoch.
 
     Raises:
-        TypeError: If the training batches have no length, or are not pairs of images and labels.
-        ValueError: If terms or settings cannot be used, or there are no batches.
+        TypeError: If the training batches have no length, or are not pairs of images and labels, or a term is no name.
+        ValueError: If terms or settings cannot be used, there are no batches, images are not finite, or student and
+            teacher are one object.
         RuntimeError: If the loss is not finite.
 
     Example:
@@ -110,6 +111,8 @@ def distill(
     )
     _require_read(settings)
     chosen = [_term(one) for one in terms]
+    if student is teacher:
+        raise ValueError("student and teacher are one object: give copy.deepcopy(teacher), or a student of `prepare`")
     with _fixed(teacher):
         return _Distillation(student, teacher, batches, validation, settings, chosen, seed).run()
 
@@ -183,9 +186,10 @@ class _Distillation:
     def _batch(self, images: Tensor, labels: Tensor, epoch: int, number: int) -> dict[str, float]:
         result = self.step(Batch(images, labels, images, epoch, number))
         if not bool(torch.isfinite(result.loss)):
-            raise RuntimeError(
-                f"the loss is {float(result.loss.detach())} in epoch {epoch + 1}, batch {number + 1}: lower `lr`"
-            )
+            where = f"epoch {epoch + 1}, batch {number + 1}"
+            if not bool(images.isfinite().all()):
+                raise ValueError(f"the images of {where}, hold NaN or infinity: correct or leave them out")
+            raise RuntimeError(f"the loss is {float(result.loss.detach())} in {where}: lower `lr`")
         self.optimizer.zero_grad(set_to_none=True)
         result.loss.backward()  # type: ignore[no-untyped-call]
         if self.settings.clip_grad_norm is not None:
@@ -211,6 +215,8 @@ def _fixed(teacher: nn.Module) -> Iterator[None]:
 def _term(one: TermConfig | Mapping[str, Any] | str) -> TermConfig:
     if isinstance(one, TermConfig):
         return one
+    if not isinstance(one, str | Mapping):
+        raise TypeError(f"terms: must be names of `qkd ls losses`, or mappings with such a loss, got {one!r}")
     return TermConfig(loss=one) if isinstance(one, str) else bind_argument(TermConfig, dict(one), "terms")
 
 

@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from qkd.cli.commands import (
@@ -81,9 +81,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     with clean_output(), warnings.catch_warnings():
         quiet_cuda()
         warnings.filterwarnings("default", ".*the old name will be removed in the next release", DeprecationWarning)
+        warnings.showwarning = _shown_as_ours(warnings.showwarning)
         args = parse(arguments)
         args.argv = arguments
         return _main(args)
+
+
+def _shown_as_ours(others: Callable[..., None]) -> Callable[..., None]:
+    """Return what shows warnings: old names in a config in a line for people, without a place in our source."""
+
+    def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+        if category is DeprecationWarning and "the old name" in str(message):
+            print(f"warning: {message}", file=sys.stderr)
+        else:
+            others(message, category, *place)
+
+    return show
 
 
 def quiet_cuda() -> None:

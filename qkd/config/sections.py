@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from export.defaults import MOST_BATCH, MOST_THREADS
 from qkd.files.user_paths import user_path
@@ -35,7 +35,15 @@ Pixels = Annotated[int, Field(ge=0, le=MOST_PIXELS)]
 Threads = Annotated[int, Field(ge=1, le=MOST_THREADS)]
 Workers = Annotated[int, Field(ge=0, le=MOST_WORKERS)]
 Cpu = Annotated[int, Field(ge=0, lt=8192)]  # index of a CPU; Linux supports at most this many
-UserPath = Annotated[Path, AfterValidator(user_path)]  # `~` is the home folder
+
+
+def _not_empty(value: object) -> object:
+    if value == "":  # which pathlib takes for the current folder
+        raise ValueError("must name a file or folder, got '' (the current folder is `.`)")
+    return value
+
+
+UserPath = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(user_path)]  # `~` is the home folder
 
 
 class _Newer:

@@ -172,7 +172,8 @@ class Method:
     """
 
     brings_loss = True
-    """Whether a phase that it handles ignores the student's terms; the phase's own terms are added."""
+    """Whether a phase that it handles ignores the student's terms; the phase's own terms are added. Set it to False if
+    ``step`` computes ``terms``, as a step that ends in ``lesson.distill_step(terms)`` does."""
 
     reads_images = True
     """Whether the student may learn from the run's training images; if not, no part of the run reads them for it."""

@@ -174,7 +174,8 @@ def faults_of(method: Method) -> Iterator[str]:
         for name in sorted(set(method.config.student.method_options) - set(known)):
             hint = did_you_mean(name, known)
             yield f"student.method_options.{name}: {type(method).__name__} has no such option; {hint}"
-    yield from method.faults()
+    found = method.faults()
+    yield from [found] if isinstance(found, str) else found
 
 
 def method_mark(config: RunConfig) -> dict[str, str]:

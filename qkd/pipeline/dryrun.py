@@ -30,7 +30,7 @@ from qkd.roles.teacher.role import teacher_parts, teacher_role
 from qkd.run.folder import RunFolder, kept_nets
 from qkd.search.images import search_splits
 from qkd.stages.export import export_student, float_nets, student_files
-from qkd.training import Batch, Job, Phase, cpu_threads
+from qkd.training import Batch, Job, Phase, StepResult, cpu_threads
 from qkd.training.assembly import Context, Role, Training, assemble
 from qkd.training.precision import choose_device
 from qkd.training.source import source_of
@@ -269,10 +269,13 @@ def _backward(phase: Phase, batch: Batch, model: nn.Module) -> float:
     """Take a phase's step on a batch, back-propagate it as the phase does, and return its loss.
 
     Raises:
-        RuntimeError: If the loss or a gradient is not finite; names it.
+        RuntimeError: If the loss or a gradient is not finite (names it), or the loss has no gradient.
+        TypeError: If the step of an own method returns something else than a result.
     """
     model.zero_grad()
     result = phase.step(batch)
+    if not isinstance(result, StepResult):
+        raise TypeError(f"a step must return a qkd.training.StepResult, got {type(result).__name__}")
     loss = float(result.loss.detach())
     phase.backward(batch, result, lambda value: value)
     wrong = [name for name, parameter in model.named_parameters()

@@ -34,11 +34,13 @@ class LabeledImages:
         count: How many.
         classes: Names; a label is an index into them.
         batches: uint8 ``[images, height, width, channels]`` and labels int64 ``[images]``, once.
+        shape: Height, width and channels of the stored images, if all have the same; None for image files.
     """
 
     count: int
     classes: tuple[str, ...]
     batches: Batches
+    shape: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,8 @@ def score_file(path: Path, data: str) -> Score:
         np.add.at(confusion, (labels, scores.argmax(1)), 1)
     rows = tuple(tuple(int(count) for count in row) for row in confusion)
     names = tuple(model.classes) or found.classes
-    return Score(str(path), data, int(confusion.sum()), int(np.trace(confusion)), names, rows, _notes(path, data))
+    notes = (*_notes(path, data), *_converted(found, model))
+    return Score(str(path), data, int(confusion.sum()), int(np.trace(confusion)), names, rows, notes)
 
 
 def _notes(path: Path, data: str) -> tuple[str, ...]:
@@ -145,6 +148,15 @@ def _notes(path: Path, data: str) -> tuple[str, ...]:
         return ()
     again = f"`qkd val {shlex.quote(str(run))} {shlex.quote(str(run))}`"
     return (f"the student was trained on some of these images; {again} scores it on its test images alone",)
+
+
+def _converted(found: LabeledImages, model: Model) -> tuple[str, ...]:
+    """Return a note if the images have another size or other channels than the model's input."""
+    taken = (*model.facts["input_size"], len(model.facts["input_mean"]))
+    if found.shape is None or found.shape == taken:
+        return ()
+    theirs, ours = ("x".join(map(str, shape)) for shape in (found.shape, taken))
+    return (f"the images are {theirs} (height, width, channels); they were converted to the model's {ours}",)
 
 
 def labeled_images(data: str, model: Model) -> LabeledImages:
@@ -229,7 +241,19 @@ def _of_archive(path: Path, model: Model) -> LabeledImages:
     images = images[..., None] if images.ndim == 3 else images
     from_array(images[:1], model.facts, str(path))  # whatever is wrong is wrong with the first one
     classes = tuple(model.classes) or tuple(str(one) for one in range(int(labels.max()) + 1))
-    return LabeledImages(len(labels), classes, _parts(images, labels.astype(np.int64), model))
+    if (beside := path.parent / "classes.json").is_file():
+        from qkd.data.sets.arrays import read_class_names
+
+        _require_same_classes(str(beside), read_class_names(beside, images=len(labels)), model)
+    return LabeledImages(len(labels), classes, _parts(images, labels.astype(np.int64), model), _shape_of(images))
+
+
+def _shape_of(images: npt.NDArray[Any]) -> tuple[int, int, int] | None:
+    if images.ndim != 4:
+        return None
+    _, *sides = images.shape
+    height, width, channels = (*sides[1:], sides[0]) if sides[0] in (1, 3) and sides[2] not in (1, 3) else sides
+    return height, width, channels
 
 
 def _parts(images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], model: Model) -> Batches:
@@ -244,9 +268,14 @@ def _of_config(config: str, model: Model) -> LabeledImages:
 
     settings = load_config(config, [], checks=(name_faults,))
     splits = load_splits(settings.data, seed=settings.seed)
-    if model.classes and tuple(model.classes) != tuple(splits.classes):
-        raise UsageError(f"{config}: its classes are {list(splits.classes)[:8]}, the model's {model.classes[:8]}")
-    return LabeledImages(len(splits.test), tuple(splits.classes), _of_split(splits, model))
+    _require_same_classes(config, splits.classes, model)
+    channels, height, width = splits.test.image_shape
+    return LabeledImages(len(splits.test), tuple(splits.classes), _of_split(splits, model), (height, width, channels))
+
+
+def _require_same_classes(where: str, names: Sequence[str], model: Model) -> None:
+    if model.classes and tuple(model.classes) != tuple(names):
+        raise UsageError(f"{where}: its classes are {list(names)[:8]}, the model's {list(model.classes)[:8]}")
 
 
 def _of_split(splits: Any, model: Model) -> Batches:

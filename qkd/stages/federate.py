@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from export import cost_of_file, export_float
+from qkd.config import FederatedConfig, RunConfig
 from qkd.data import Splits
 from qkd.failures import UsageError
 from qkd.federated.engines import run_local
@@ -59,8 +60,7 @@ def federate(run: RunFolder, progress: Progress) -> FederatedReport:
         export.ParityError: If the file is not proven to be the student.
         OSError: If a file cannot be read or written.
     """
-    if run.config.federated is None:
-        raise UsageError("the config has no section `federated`: use `qkd run`, or set there how clients train")
+    clients = clients_of(run.config)
     for name, stage in FEDERATED.items():
         why = run.why_incomplete(name)
         progress.stage(name, {"": "already complete", "not run": ""}.get(why, why))
@@ -69,7 +69,18 @@ def federate(run: RunFolder, progress: Progress) -> FederatedReport:
         if why:
             with cpu_threads(run.config.threads):
                 stage(run, progress)
-    return read_report(run.path, run.config.name, run.config.federated.model_dump(mode="json"))
+    return read_report(run.path, run.config.name, clients.model_dump(mode="json"))
+
+
+def clients_of(config: RunConfig) -> FederatedConfig:
+    """Return the section ``federated`` of a config; to be asked for before a run folder is opened, which changes it.
+
+    Raises:
+        UsageError: If it has none.
+    """
+    if config.federated is None:
+        raise UsageError("the config has no section `federated`: use `qkd run`, or set there how clients train")
+    return config.federated
 
 
 def train(run: RunFolder, progress: Progress) -> None:

@@ -112,6 +112,8 @@ Backward = Callable[[Batch, StepResult, Callable[[Tensor], Tensor]], None]
 
 def plain_backward(batch: Batch, result: StepResult, scale: Callable[[Tensor], Tensor]) -> None:  # noqa: ARG001
     """Back-propagate the loss."""
+    if not result.loss.requires_grad:
+        raise RuntimeError("the loss has no gradient: no net that learns had a part in it (was it detached?)")
     scale(result.loss).backward()  # type: ignore[no-untyped-call]
 
 

@@ -129,6 +129,19 @@ def _check_range(path: Path, labels: Tensor, classes: int) -> None:
 def _class_names(path: Path, archive: Path, labels: Tensor) -> tuple[str, ...]:
     if not path.exists():
         return tuple(map(str, range(count_classes(labels, archive))))
+    return read_class_names(path, images=len(labels))
+
+
+def read_class_names(path: Path, *, images: int) -> tuple[str, ...]:
+    """Return the names in a ``classes.json``.
+
+    Args:
+        path: The file.
+        images: How many images they are for; bounds the number of names.
+
+    Raises:
+        DataError: If it does not hold a list of different names.
+    """
     try:
         names = parse_json("the list", read_text(path, _LARGEST_NAMES))
     except (UnreadableFileError, IsADirectoryError) as error:
@@ -138,7 +151,7 @@ def _class_names(path: Path, archive: Path, labels: Tensor) -> tuple[str, ...]:
         raise DataError(f"{path}: is not valid JSON ({error}); needs a list of class names") from error
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise DataError(f"{path}: needs a list of class names (strings), found {type(names).__name__}")
-    return require_names(names, path, images=len(labels))
+    return require_names(names, path, images=images)
 
 
 def _size(split: MemorySplit | ArraySplit) -> str:

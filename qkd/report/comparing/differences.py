@@ -25,7 +25,7 @@ UNKNOWN_IMAGES = "unknown: no record of the test images"
 OTHER_SCORES = "not comparable: other statistics in batch norm (data.batch_statistics)"
 SIZE_NOISE = 0.01  # names and versions in a file's metadata differ by less
 SAME_MACHINE = ("cpu", "onnxruntime")  # keys of a machine's record
-SAME_SETTINGS = ("threads", "batch_size")
+SAME_SETTINGS = ("threads", "batch_size", "affinity")
 STUDENT = "student"  # a measured model's name is this, or begins with it: `student, low-bit provider`
 
 
@@ -165,7 +165,7 @@ def _measured_alike(first: RunSummary, this: RunSummary) -> Iterator[tuple[str, 
 
 def _setting(bench: Mapping[str, Any]) -> tuple[object, ...]:
     machine = bench.get("machine") or {}
-    return (*(machine.get(key) for key in SAME_MACHINE), *(bench.get(key) for key in SAME_SETTINGS))
+    return (*(machine.get(key) for key in SAME_MACHINE), *(bench.get(key) or None for key in SAME_SETTINGS))
 
 
 def _of_medians(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> tuple[str, float]:

@@ -61,6 +61,10 @@ def test_a_compiler_that_fails_gives_its_first_error(
     with pytest.raises(lowbit.LowBitUnavailableError, match="does not compile: x.cc:1: error: no such thing"):
         build.built_library(build.host_toolchain())
     assert list((tmp_path / "cache" / "qkd").iterdir()) == []  # nothing half-made stays
+    compiler.write_text("#!/bin/sh\nexit 3\n")
+    with pytest.raises(lowbit.LowBitUnavailableError, match=r"g\+\+ ended with exit code 3 and said nothing"):
+        build.compile_library(build.host_toolchain(), tmp_path)
+    caplog.records.pop()
     (said,) = (record.message for record in caplog.records)  # whoever waits knows what for
     assert re.fullmatch(r"compiling the low-bit execution provider for \w+, once: about half a minute", said)
 

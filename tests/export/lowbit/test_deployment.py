@@ -93,7 +93,11 @@ def test_a_library_is_written_where_it_is_wanted(
     assert json.loads(capsys.readouterr().out) == expected and out.read_bytes() == b"library"
     assert main(["lowbit", "build", "--target", "aarch64-linux"]) == 0  # stays in the cache
     assert str(made) in capsys.readouterr().out
-    assert main(["lowbit", "build", "--target", "aarch64-linux", "--out", str(tmp_path / "no" / "folder.so")]) == 2
+    with pytest.raises(SystemExit) as caught:
+        main(["lowbit", "build", "--target", "aarch64-linux", "--out", str(tmp_path / "no" / "folder.so")])
+    assert caught.value.code == 2 and "in an existing folder" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="does not exist; create it first"):
+        deployment.build_library("aarch64-linux", tmp_path / "no" / "folder.so")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["made.so", "out.so"]
 
 

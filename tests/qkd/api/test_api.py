@@ -123,8 +123,19 @@ def test_what_cannot_be_distilled_is_said() -> None:
     with pytest.raises(ValueError, match="epochs"):
         qkd.distill(student, teacher, batches(), train={"epochs": 0})
     broken = [(torch.full((4, 1, 8, 8), torch.inf), torch.zeros(4, dtype=torch.int64))]
-    with pytest.raises(RuntimeError, match="in epoch 1, batch 1: lower `lr`"):
+    with pytest.raises(ValueError, match="the images of epoch 1, batch 1, hold NaN or infinity"):
         qkd.distill(student, teacher, broken, terms=["cross_entropy"])
+    with pytest.raises(RuntimeError, match="the loss is .* in epoch [123], batch [1-9]: lower `lr`"):
+        qkd.distill(
+            *nets(),
+            batches(),
+            terms=["cross_entropy"],
+            train={"epochs": 3, "lr": 1e6, "warmup_epochs": 0, "clip_grad_norm": None},
+        )
+    with pytest.raises(ValueError, match=r"student and teacher are one object: give copy\.deepcopy"):
+        qkd.distill(teacher, teacher, batches())
+    with pytest.raises(TypeError, match="terms: must be names of `qkd ls losses`.*got <function"):
+        qkd.distill(student, teacher, batches(), terms=[lambda *_: 0])  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize(

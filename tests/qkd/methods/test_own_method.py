@@ -140,6 +140,12 @@ def test_it_is_tried_before_the_first_stage(data: Path, toy: Path) -> None:
     toy.write_text(TOY.replace("self.head(logits)", "self.head(batch.images)"))
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         check_distillation(config(data, toy), Silent())
+    toy.write_text(TOY.replace("return StepResult(", "return (")[: -len("\n")] + "\n")
+    with pytest.raises(TypeError, match=r"a step must return a qkd\.training\.StepResult, got tuple"):
+        check_distillation(config(data, toy), Silent())
+    toy.write_text(TOY.replace("self.weight * apart,", "self.weight * apart.detach(),"))
+    with pytest.raises(RuntimeError, match=r"the loss has no gradient.*detached"):
+        check_distillation(config(data, toy), Silent())
 
 
 def test_validate_asks_it_for_faults(data: Path, toy: Path) -> None:
@@ -150,6 +156,10 @@ def test_validate_asks_it_for_faults(data: Path, toy: Path) -> None:
     assert list(name_faults(raw)) == [
         (("student", "method_options", "wieght"), "Toy has no such option; did you mean `weight`?")
     ]
+    plain = toy.with_name("plain.py")
+    plain.write_text(TOY.replace('yield "student', 'return "student').replace("weight: must be", "weight: it must be"))
+    one = config(data, plain, weight=-1).model_dump(mode="json")
+    assert list(name_faults(one)) == [(("student", "method_options", "weight"), "it must be positive")], "one text"
     raw["student"]["method_options"] = {"weight": "heavy"}
     ((where, what),) = name_faults(raw)
     assert where == ("student", "method") and "fails to look at the config: TypeError" in what

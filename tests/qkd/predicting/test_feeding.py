@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -288,6 +289,11 @@ def test_val_scores_folders_archives_and_configs_alike(
     assert {one["accuracy"] for one in found} == {accuracy}
     assert all(one["confusion"] == found[0]["confusion"] for one in found)
     assert sum(map(sum, found[0]["confusion"])) == 32
+    assert all(one["notes"] == [] for one in found)
+    larger = tmp_path / "larger.npz"
+    np.savez(larger, images=test["images"].repeat(2, 1).repeat(2, 2), labels=test["labels"])
+    (note,) = scored(capsys, str(run.path), str(larger))["notes"]
+    assert re.fullmatch(r"the images are (\d+)x(\d+)x1 \(.*; they were converted to the model's (\d+)x(\d+)x1", note)
     assert main(["val", str(run.path), str(data)]) == 0
     text = capsys.readouterr().out
     assert f"({round(accuracy * 32)} of 32; 95 %" in text and "mostly taken for" in text
@@ -323,7 +329,11 @@ def test_val_names_what_does_not_fit(run: RunFolder, tmp_path: Path, capsys: pyt
     np.savez(tmp_path / "far.npz", images=np.zeros((2, 8, 8), np.uint8), labels=np.array([0, 9]))
     np.savez(tmp_path / "bare.npz", images=np.zeros((2, 8, 8), np.uint8))
     (tmp_path / "cut.npz").write_bytes((tmp_path / "far.npz").read_bytes()[:-40])
-    cases = {"set": "does not have class 'zebra'", "far.npz": "labels are 0 to 9", "bare.npz": "needs arrays",
+    (tmp_path / "named").mkdir()
+    np.savez(tmp_path / "named" / "test.npz", images=np.zeros((2, 8, 8), np.uint8), labels=np.array([0, 1]))
+    (tmp_path / "named" / "classes.json").write_text('["moth", "wasp"]')
+    cases = {"named": "its classes are ['moth', 'wasp'], the model's",
+             "set": "does not have class 'zebra'", "far.npz": "labels are 0 to 9", "bare.npz": "needs arrays",
              "cut.npz": "needs arrays"}  # fmt: skip
     for name, words in cases.items():
         assert main(["val", str(run.path), str(tmp_path / name)]) == 2

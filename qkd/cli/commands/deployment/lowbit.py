@@ -16,7 +16,7 @@ EXAMPLES = """examples:
   qkd lowbit build --target aarch64-linux --out liblowbit.so
   qkd lowbit wheel --target aarch64-linux --out dist        pip install it on the device, next to onnxruntime
 
---target needs the cross-compiler: pip install 'qkd-toolkit[cross]' (the package ziglang, 100 MB, nothing else).
+wheel and --target need a cross-compiler: pip install 'qkd-toolkit[cross]' (the package ziglang, 100 MB, nothing else).
 Libraries for another device run on any Linux with glibc 2.28 or newer. On the device:
   onnxruntime.register_execution_provider_library("LowBitExecutionProvider", "/path/liblowbit.so")"""
 

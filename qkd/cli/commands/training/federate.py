@@ -26,7 +26,10 @@ def federate(args: argparse.Namespace) -> int:
     config = load(args, with_files=True)
     from qkd.run.folder import RunFolder
     from qkd.run.log import logged
+    from qkd.stages.federate import clients_of
     from qkd.stages.federate import federate as run_federated
+
+    clients_of(config)
 
     progress = new_progress()
     with RunFolder.open(config, runs_dir=args.runs_dir) as run, logged(progress, run.path, "qkd federate"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,30 @@ def runtime() -> Any:
     """Return the ``onnxruntime`` module.
 
     Raises:
-        ImportError: If it is not installed; the message says how to get it.
+        ImportError: If it is not installed, or damaged; the message says how to get it.
     """
     try:
         import onnxruntime
     except ImportError as error:
-        raise ImportError("this needs onnxruntime: pip install onnxruntime") from error
+        if (interrupt := _interrupt_in(error)) is not None:  # its compiled module turns one into an ImportError
+            raise interrupt from None
+        if not _is_installed():
+            raise ImportError("this needs onnxruntime: pip install onnxruntime") from error
+        raise ImportError(f"onnxruntime is installed, but cannot be imported ({error}); reinstall it") from error
     return onnxruntime
+
+
+def _is_installed() -> bool:
+    try:
+        return importlib.util.find_spec("onnxruntime") is not None
+    except ValueError:  # its import is blocked
+        return False
+
+
+def _interrupt_in(error: BaseException | None) -> KeyboardInterrupt | None:
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def load_model(path: str | PathLike[str]) -> onnx.ModelProto:

@@ -179,7 +179,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _interrupted(args: argparse.Namespace) -> int:
     resumable = args.name in ("run", "federate", *STAGE_NAMES) and not getattr(args, "dry_run", False)
-    hint = "; the same command resumes from the last checkpoint" if resumable else ""
+    again = "measures again" if args.name == "bench" else "resumes from the last checkpoint"
+    hint = f"; the same command {again}" if resumable else ""
     if is_first() and not is_started_by_us():
         print(f"\nqkd: interrupted{hint}", file=sys.stderr)
     return INTERRUPTED

@@ -81,11 +81,12 @@ class Engine:
 
     # a training
 
-    def share(self, images: int) -> slice:
+    def share(self, images: int, most: int | None = None) -> slice:
         """Return the rows of a batch that belong to this process.
 
         Args:
             images: Number of images in the whole batch.
+            most: Number of images that there are, for the message; None if it is not known.
 
         Raises:
             ValueError: If they cannot be divided evenly, since a mean of means would weight images differently.
@@ -163,13 +164,14 @@ def alone() -> AbstractContextManager[Engine]:
     return using(_ONE)
 
 
-def shared_rows(images: int, rank: int, size: int) -> slice:
+def shared_rows(images: int, rank: int, size: int, most: int | None = None) -> slice:
     """Return the rows of a batch that a process takes: contiguous ones, so that images keep their successors.
 
     Args:
         images: Number of images in the whole batch.
         rank: Rank of the process, from 0.
         size: Number of processes.
+        most: Number of images that there are, which bounds the size of a batch; None if it is not known.
 
     Raises:
         ValueError: If they cannot be divided evenly.
@@ -180,10 +182,12 @@ def shared_rows(images: int, rank: int, size: int) -> slice:
     """
     if images % size:
         below, above = images // size * size, (images // size + 1) * size
-        choices = f"{below} or {above}" if below else f"{above}"
+        possible = [str(one) for one in (below, above) if one and (most is None or one <= most)]
+        choices = " or ".join(possible) or f"{above}, and give as many images"
+        why = " (all that there are)" if images == most else ""
         raise ValueError(
-            f"a batch of {images} images cannot be divided evenly among {size} devices, and uneven shares would weight "
-            f"images differently; set data.batch_size to a multiple of {size} (e.g. {choices})"
+            f"a batch of {images} images{why} cannot be divided evenly among {size} devices, and uneven shares would "
+            f"weight images differently; set data.batch_size to a multiple of {size} (e.g. {choices})"
         )
     share = images // size
     return slice(rank * share, (rank + 1) * share)

@@ -125,9 +125,9 @@ class DeviceGroup(Engine):
 
     # a training
 
-    def share(self, images: int) -> slice:
+    def share(self, images: int, most: int | None = None) -> slice:
         """Return the rows of a batch that belong to this process."""
-        return shared_rows(images, self.rank, self.size)
+        return shared_rows(images, self.rank, self.size, most)
 
     @torch.no_grad()
     def average(self, tensors: Sequence[Tensor]) -> None:

@@ -16,6 +16,11 @@ from qkd.engines.membership import LOST, MEETING
 from qkd.machine import usable_cpus
 
 POLL_S = 0.1
+# `python -m` and `-c` put the working folder first on the path, where a file named like a standard module would be run
+START = (
+    "import sys; sys.path[:] = filter(None, sys.path); from qkd.cli.entry import main; "
+    "from qkd.engines.membership import end_process; end_process(main())"
+)
 GRACE_S = 10.0  # for the others to exit on their own after one has failed; they write nothing in that time
 
 
@@ -67,8 +72,9 @@ def member_environment(rank: int, devices: int, folder: Path, environment: Mappi
 
 
 def _start(arguments: Sequence[str], rank: int, devices: int, folder: Path) -> subprocess.Popen[bytes]:
-    environment = member_environment(rank, devices, folder, os.environ)
-    command = [sys.executable, "-m", "qkd", *arguments]
+    paths = os.pathsep.join(filter(None, sys.path))  # where this process finds its modules, and nowhere else
+    environment = member_environment(rank, devices, folder, {**os.environ, "PYTHONPATH": paths})
+    command = [sys.executable, "-c", START, *arguments]
     if rank == 0:
         return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE)
     with (folder / f"{rank}.log").open("wb") as log:  # the first one prints; the other outputs are read at the end

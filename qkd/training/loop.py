@@ -95,7 +95,7 @@ class Trainer:
         self.batch_size = min(job.data.batch_size, self.source.images)
         if self.batch_size == 0:
             raise ValueError("the training set is empty: lower data.val_fraction, or use another data set")
-        self.engine.share(self.batch_size)  # fail here rather than at the first batch
+        self.engine.share(self.batch_size, self.source.images)  # fail here rather than at the first batch
         self.steps = self.source.images // self.batch_size
         if sum(phase.epochs for phase in job.phases) != job.config.epochs:
             raise ValueError(f"the epochs of the phases do not add up to train.epochs={job.config.epochs}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy as FlowerBase
 from torch import Tensor
@@ -20,26 +22,33 @@ from qkd.federated.engines.server import Server
 from qkd.federated.engines.worker import Worker
 from qkd.federated.federation import Federation
 from qkd.federated.messages import Answer, Order, Reply
+from qkd.federated.strategies import FederationError
 from qkd.progress import Progress
 from qkd.training import cpu_threads
 
 ARRAYS, METRICS, ORDER = "arrays", "metrics", "order"  # names of records in a message
 START_S, POLL_S = 120.0, 0.2  # time limit for clients to appear, and the polling interval
 PARTITION = "partition-id"  # Flower's key for a client's number, in its simulation
+# Errors that a client's own code raised. After any other, a process is gone, which Flower keeps using: whichever
+# clients it is given to would be left out, one after another, for the rest of the run.
+OF_CLIENTS = (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, ErrorCode.LOAD_CLIENT_APP_EXCEPTION)
 
 
-def server_app(server: Server, progress: Progress, failures: list[BaseException]) -> ServerApp:
+def server_app(server: Server, progress: Progress, failures: list[BaseException], stop: threading.Event) -> ServerApp:
     """Return the app that runs the remaining rounds.
 
     Args:
         server: The run's server.
         progress: Gets one line per round.
         failures: Gets the error that ends the app, which Flower would only log.
+        stop: Set when the simulation has ended, for whatever reason; the app then stops waiting for replies, which its
+            thread would do forever.
     """
     app = ServerApp()
 
     @app.main()  # type: ignore[untyped-decorator]
     def main(grid: Grid, context: Context) -> None:  # noqa: ARG001
+        _stop_waiting(grid, stop)
         try:
             with cpu_threads(server.federation.config.threads or 1):  # Flower runs this in a separate thread
                 rounds = server.rounds()
@@ -57,6 +66,18 @@ def server_app(server: Server, progress: Progress, failures: list[BaseException]
             raise
 
     return app
+
+
+def _stop_waiting(grid: Grid, stop: threading.Event) -> None:
+    pull = grid.pull_messages
+
+    def pull_unless_stopped(message_ids: Iterable[str]) -> Iterable[Message]:
+        if stop.is_set():
+            raise FederationError("the simulation has ended before all clients answered")
+        answered: Iterable[Message] = pull(message_ids)
+        return answered
+
+    grid.pull_messages = pull_unless_stopped
 
 
 def client_app(config: str, answer: Answer) -> ClientApp:
@@ -157,6 +178,12 @@ class FlowerStrategy(FlowerBase):  # type: ignore[misc]
         client = self.clients[message.metadata.src_node_id]
         if message.has_error():
             lines = str(message.error.reason).strip().splitlines() or [f"error {message.error.code}"]
+            if message.error.code not in OF_CLIENTS:
+                raise FederationError(
+                    f"a process of the simulation was lost with the order of client {client} ({lines[0]}); was it "
+                    "short of memory? The round is not saved: the same command resumes with it (federated.workers says "
+                    "how many processes there are)"
+                )
             return Reply(client, error=lines[-1])
         metrics = {name: float(value) for name, value in message.content[METRICS].items()}
         return Reply(client, tensors_of(message.content[ARRAYS]), metrics)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,8 @@ from qkd.training.origin import kernels_of, other_kernels, other_settings, setti
 from qkd.training.precision import choose_device
 from qkd.training.source import SharedSource, source_of
 
+ROOT = Path(__file__).resolve().parents[3]
+
 
 class Pretended(Engine):
     """One of several processes, as far as it does not wait for another."""
@@ -36,8 +39,8 @@ class Pretended(Engine):
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size, self.local_rank = rank, size, rank
 
-    def share(self, images: int) -> slice:
-        return shared_rows(images, self.rank, self.size)
+    def share(self, images: int, most: int | None = None) -> slice:
+        return shared_rows(images, self.rank, self.size, most)
 
     def texts(self, text: str) -> list[str]:
         return ["other" if rank != self.rank else text for rank in range(self.size)]
@@ -73,6 +76,10 @@ def test_an_uneven_share_is_refused_with_numbers_that_fit() -> None:
         shared_rows(50, 0, 4)
     with pytest.raises(ValueError, match=r"multiple of 4 \(e\.g\. 4\)"):
         shared_rows(2, 0, 4)
+    with pytest.raises(ValueError, match=r"batch of 65 images \(all that there are\) .* \(e\.g\. 64\)"):
+        shared_rows(65, 0, 2, most=65)
+    with pytest.raises(ValueError, match=r"\(e\.g\. 4, and give as many images\)"):
+        shared_rows(3, 0, 4, most=3)
 
 
 def test_processes_that_see_other_files_are_named() -> None:
@@ -256,6 +263,16 @@ def test_cores_are_divided_unless_their_number_is_given(monkeypatch: pytest.Monk
     monkeypatch.setattr(launching, "usable_cpus", lambda: 8)
     assert launching.member_environment(0, 3, Path("unused"), {})["OMP_NUM_THREADS"] == "2"
     assert launching.member_environment(0, 3, Path("unused"), {"OMP_NUM_THREADS": "5"})["OMP_NUM_THREADS"] == "5"
+
+
+def test_processes_run_nothing_of_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file there with the name of a standard module was run: `python -m` puts that folder first."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("argparse", "grp", "socket", "qkd"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'was_run')!r}, 'a').write({name!r})")
+    monkeypatch.setattr(sys, "path", [str(ROOT), "", *(one for one in sys.path if one)])
+    assert launching.launch(["ls", "nets", "--json"], 2) == 0
+    assert not (tmp_path / "was_run").exists()
 
 
 LOST = membership.LOST

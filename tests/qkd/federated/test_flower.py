@@ -66,16 +66,22 @@ def config(strategy: str, **changes: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def outcome(script: str, settings: dict[str, Any], folder: Path) -> Any:
+    """Return what a script prints at its end."""
+    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    env = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+    command = [sys.executable, "-c", script, json.dumps(settings), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=800, check=False, env=env, cwd=folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not HAS_FLOWER, reason="Flower and Ray are not installed (extra [flower])")
 @pytest.mark.parametrize(("strategy", "changes"), [("fedgen", {"generator_steps": 3}), ("fedavg", {"upload": "codes"})])
 def test_both_engines_take_the_same_rounds(strategy: str, changes: dict[str, Any], tmp_path: Path) -> None:
     """Four clients, one of which fails in the second round: weights, scores and bytes are equal, bit for bit."""
-    command = [sys.executable, "-c", SCRIPT, json.dumps(config(strategy, **changes)), str(tmp_path)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=800, check=False, env=env, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = outcome(SCRIPT, config(strategy, **changes), tmp_path)
     assert all(found["same"].values()) and len(found["same"]) > 20
     for ours, theirs in zip(found["local"], found["flower"], strict=True):
         reasons = [list(row.pop("dropped").items()) for row in (ours, theirs)]
@@ -85,6 +91,44 @@ def test_both_engines_take_the_same_rounds(strategy: str, changes: dict[str, Any
     second = found["flower"][2]
     assert second["round"] == 2 and set(second["weights"]) == {"0", "2", "3"}
     assert sum(second["weights"].values()) == pytest.approx(1)
+
+
+LOST = """
+class Lost(Exception):
+    pass
+
+def at_flower(config: str, order: Order) -> Reply:
+    import os
+    from qkd.federated.engines.flower_apps import answer_order
+    if order.client == 1 and order.server_round == 2 and not os.path.exists(sys.argv[2] + "/died"):
+        open(sys.argv[2] + "/died", "w").close()
+        os._exit(1)  # as a process that the system kills for want of memory
+    return answer_order(config, order)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_FLOWER, reason="Flower and Ray are not installed (extra [flower])")
+def test_a_lost_process_ends_the_run_and_a_resumed_one_takes_the_same_rounds(tmp_path: Path) -> None:
+    """Flower keeps a dead process: each client that it got was left out, in every later round, and none knew."""
+    head, tail = SCRIPT.split("def broken(order):")
+    parts = tail[tail.index("config = bind") :].split("run_flower(flower, Silent(), at_flower)")
+    parts[0] = parts[0].replace("    broken(order)\n", "")
+    dies = LOST.replace("sys.argv[2]", repr(str(tmp_path)))
+    resumes = """
+try:
+    run_flower(flower, Silent(), at_flower)
+except RuntimeError as error:
+    assert "was lost with the order of client 1" in str(error) and "the same command resumes" in str(error), error
+else:
+    raise AssertionError("nothing was said")
+print(json.dumps([row["round"] for row in flower.rows]), file=sys.stderr)
+flower = server("flower")
+flower.resume()
+run_flower(flower, Silent(), at_flower)"""
+    found = outcome(head + dies + parts[0] + resumes + parts[1], config("fedavg", workers=2), tmp_path)
+    assert all(found["same"].values()) and found["local"] == found["flower"]
+    assert all(row["dropped"] == {} for row in found["flower"])
 
 
 @pytest.mark.skipif(HAS_FLOWER, reason="Flower is installed")

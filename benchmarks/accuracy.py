@@ -25,6 +25,7 @@ from typing import Any
 
 from stage_runs import NOT_RUN, environment_of, public, require_runs, run_stages, spread
 
+from qkd.cli.options.values import output_file
 from qkd.config.binding import load_config
 from qkd.roles.stored import stored_config
 from qkd.run.identity import different_settings
@@ -179,7 +180,7 @@ def main() -> None:
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
     parser.add_argument("--collect", action="store_true", help="only collect existing runs; do not train")
     parser.add_argument("--judge", type=Path, metavar="FILE", help="only exclude what failed parity from this table")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=output_file(".json"))
     args = parser.parse_intermixed_args()
     if args.judge:
         judge(args.judge)

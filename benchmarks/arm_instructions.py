@@ -37,6 +37,8 @@ from typing import Any
 
 from stage_runs import changed_setup
 
+from qkd.cli.options.values import output_file
+
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qkd-toolkit"
 PACKAGES = ("qemu-user", "libcapstone4", "libnuma1", "liburing2", "libglib2.0-0", "libgnutls30", "libnettle8",
             "libhogweed6", "libp11-kit0", "libtasn1-6", "libidn2-0", "libunistring2", "libgmp10")  # fmt: skip
@@ -238,7 +240,7 @@ def main() -> None:
     parser.add_argument("--site", type=Path, default=CACHE / "aarch64-site-new" / "site", help="its packages")
     parser.add_argument("--emulator", type=Path, default=CACHE / "qemu-plugins", help="folder of the emulator")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, help="fp32 comes first")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=output_file(".json"))
     parser.add_argument("--update", action="store_true", help="keep the JSON file's entries for other processors")
     args = parser.parse_args()
     if args.variants[0] != "fp32":

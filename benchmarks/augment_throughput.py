@@ -37,7 +37,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from qkd.agents.operations import native
-from qkd.cli.options.values import positive
+from qkd.cli.options.values import output_file, positive
 from quantizers.native.building import cpp_compiler
 
 Action = Callable[[], object]
@@ -184,7 +184,7 @@ def main() -> None:
     parser.add_argument("--kornia", type=Path, help="folder where Kornia is installed (pip install --target)")
     parser.add_argument("--step", action="store_true", help="measure the share of a distillation step, too")
     parser.add_argument("--march", default="native", help="target of our C++ compiler; x86-64-v3 is AVX2")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=output_file(".json"))
     args = parser.parse_args()
     torch.set_num_threads(1)
     native.FLAGS = tuple(f"-march={args.march}" if flag == "-march=native" else flag for flag in native.FLAGS)

@@ -28,7 +28,7 @@ import torch
 from stage_runs import environment
 from torch import Tensor
 
-from qkd.cli.options.values import positive
+from qkd.cli.options.values import output_file, positive
 from qkd.losses import (
     SampledClasses,
     class_proposal,
@@ -198,7 +198,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=positive, default=15)
     parser.add_argument("--draws", type=int, default=200)
     parser.add_argument("--only", choices=("full", "sampled"), help="measure and print the memory of one step")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "class_sampling.json")
+    parser.add_argument(
+        "--out", type=output_file(".json"), default=ROOT / "benchmarks" / "results" / "class_sampling.json"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.only:

@@ -14,12 +14,13 @@ import json
 import platform
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
+
+from qkd.cli.options.values import output_file
 
 ROUNDS = 9
 
@@ -82,7 +83,7 @@ def _least_ms(action: Callable[[], Any]) -> float:
 def main() -> None:
     """Measure, print, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=output_file(".json"))
     args = parser.parse_args()
     torch.set_num_threads(1)
     kinds = {"scaled values": False, "codes": True}

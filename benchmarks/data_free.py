@@ -35,6 +35,7 @@ from typing import Any
 
 from stage_runs import environment_of, public, run_stages, spread
 
+from qkd.cli.options.values import output_file
 from qkd.config import RunConfig
 from qkd.config.binding import load_config
 from qkd.data import load_splits
@@ -239,7 +240,7 @@ def main() -> None:
         metavar="RUNS_DIR",
         help="an earlier comparison whose teachers and image sources are reused",
     )
-    parser.add_argument("--out", type=Path, help="default: results/data_free_DATA next to this file")
+    parser.add_argument("--out", type=output_file(), help="default: results/data_free_DATA next to this file")
     parser.add_argument("--write-only", action="store_true", help="only write the table of existing runs")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_args()

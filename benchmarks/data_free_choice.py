@@ -19,6 +19,7 @@ import torch
 from stage_runs import environment
 from torch import Tensor, nn
 
+from qkd.cli.options.values import output_file
 from qkd.config import RunConfig
 from qkd.data import load_splits, normalize
 from qkd.roles.nets import load_float_twin, load_student, load_teacher
@@ -82,7 +83,7 @@ def main() -> None:
     """Score runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="run folders")
-    parser.add_argument("--out", type=Path, default=OUT, help="JSON file to write")
+    parser.add_argument("--out", type=output_file(".json"), default=OUT, help="JSON file to write")
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
     for before, path in zip([None, *args.runs], args.runs, strict=False):

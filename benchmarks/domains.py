@@ -26,6 +26,7 @@ from typing import Any
 
 from stage_runs import environment_of, public, require_runs, spread
 
+from qkd.cli.options.values import output_file
 from qkd.config.binding import apply_overrides, bind
 from qkd.files.yaml_text import parse_yaml
 from qkd.pipeline import run_stages
@@ -264,7 +265,9 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/domains"))
     parser.add_argument("--collect", action="store_true", help="only collect existing runs")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "domains", help="without suffix")
+    parser.add_argument(
+        "--out", type=output_file(), default=ROOT / "benchmarks" / "results" / "domains", help="without suffix"
+    )
     args = parser.parse_args()
     if args.collect:
         require_runs(parser, args.runs_dir)

@@ -17,6 +17,7 @@ from typing import Any
 
 from stage_runs import environment_of, run_stages
 
+from qkd.cli.options.values import output_file
 from qkd.config.binding import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("configs", nargs="*", type=Path, help="default: all of configs/digits/methods")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/expected"))
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--out", type=output_file(".json"), default=OUT)
     args = parser.parse_args()
     configs = [path.resolve() for path in args.configs] or sorted(CONFIGS.glob("*.yaml"))
     if missing := [str(path) for path in configs if not path.is_file()]:

@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from stage_runs import changed_setup, environment
 from train_step import stock_brevitas
 
-from qkd.cli.options.values import positive
+from qkd.cli.options.values import output_file, positive
 
 SIZES = {"resnet20": 32}  # pixels; 224 for the others
 CLASSES = {"resnet20": 10}
@@ -227,7 +227,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("/tmp/qkd-export-latency"), help="folder of the files")
     parser.add_argument("--no-brevitas", action="store_true", help="omit Brevitas' own export")
     parser.add_argument("--profile", action="store_true", help="also measure the time of each operator")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=output_file(".json"))
     parser.add_argument("--reuse", action="store_true", help="measure the files that an earlier call left in --work")
     parser.add_argument("--update", action="store_true", help="keep the JSON file's other nets, of the same setup")
     args = parser.parse_args()

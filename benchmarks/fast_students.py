@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from stage_runs import environment, environment_of, public, run_stages, runs_in, spread
 
-from qkd.cli.options.values import positive
+from qkd.cli.options.values import output_file, positive
 
 CPU = "CPUExecutionProvider"
 ROOT = Path(__file__).resolve().parent.parent
@@ -212,7 +212,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["accuracy", "latency", "tables"])
     parser.add_argument("words", nargs="*", help="key.path=value for every training")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=output_file(".json"))
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/fast-students"))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", default=list(TRAINED), choices=list(VARIANTS))

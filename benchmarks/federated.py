@@ -21,6 +21,8 @@ from typing import Any
 
 from stage_runs import environment_of, public, require_runs, run_command, spread
 
+from qkd.cli.options.values import output_file
+
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "configs/fashion-mnist/federated.yaml"
 STRATEGIES = ("fedavg", "fedprox", "feddistill", "fedgen")
@@ -136,7 +138,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--strategies", nargs="+", default=STRATEGIES, choices=STRATEGIES)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/federated"))
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "federated")
+    parser.add_argument("--out", type=output_file(), default=ROOT / "benchmarks" / "results" / "federated")
     parser.add_argument("--write-only", action="store_true", help="only write the table of existing runs")
     parser.add_argument("overrides", nargs="*", metavar="key=value", default=[])
     args, rest = parser.parse_known_args(argv)

@@ -39,7 +39,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from qkd.agents import build_agent
-from qkd.cli.options.values import positive
+from qkd.cli.options.values import output_file, positive
 from qkd.config import AgentConfig
 from qkd.data import epoch_order, iterate, normalize
 from qkd.data.sets import Fit, FolderSplit, jpeg
@@ -199,7 +199,7 @@ def main() -> None:
     parser.add_argument("--policies", default="flip,randaugment,trivial")
     parser.add_argument("--simplejpeg", type=Path, help="folder where simplejpeg is installed (pip --target)")
     parser.add_argument("--only-reduced", action="store_true", help="measure only decoding at a reduced scale")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=output_file(".json"))
     args = parser.parse_args()
     if args.simplejpeg is not None:
         sys.path.append(str(args.simplejpeg))

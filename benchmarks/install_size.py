@@ -17,6 +17,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from qkd.cli.options.values import output_file
+
 GPU = re.compile(r"nvidia[-_]|cuda[-_]|triton$")
 CUDA_PART = re.compile(r"torch/lib/.*(cuda|cudnn|nvrtc|nccl|cupti|nvshmem).*\.so")
 SHOWN = ("torch", "torchvision", "onnx", "onnxruntime", "brevitas", "numpy", "scipy", "scikit-learn", "matplotlib",
@@ -85,7 +87,7 @@ def table(found: dict[str, Any]) -> list[str]:
 def main() -> None:
     """Measure, print the table, and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=output_file(".json"))
     options = parser.parse_args()
     import torch
 

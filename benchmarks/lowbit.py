@@ -42,7 +42,7 @@ import torch
 from stage_runs import changed_setup
 from torch import nn
 
-from qkd.cli.options.values import positive
+from qkd.cli.options.values import output_file, positive
 
 SIZES = {"resnet20": 32}  # pixels; 224 for the others
 CLASSES = {"resnet20": 10}
@@ -280,7 +280,7 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="time each operation, to stderr and the JSON")
     parser.add_argument("--folder", type=Path, help="folder that keeps files for the next run")
     parser.add_argument("--int8-isa", choices=["avx2"], help="limit for all measurements: no AVX-512, no VNNI")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=output_file(".json"))
     parser.add_argument("--append", action="store_true", help="keep the rows in the JSON file")
     options = parser.parse_args()
     if options.int8_isa and "LOWBIT_RESTRICTED" not in os.environ:

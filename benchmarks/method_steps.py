@@ -29,7 +29,7 @@ from methods import KD, METHODS, OF_ANOTHER_PAIR, ROOT, merged
 from stage_runs import environment, public
 from torch import Tensor, nn
 
-from qkd.cli.options.values import positive
+from qkd.cli.options.values import output_file, positive
 from qkd.config import RunConfig
 from qkd.config.binding import apply_overrides, bind
 from qkd.data import Splits, load_splits, normalize
@@ -215,7 +215,9 @@ def main() -> None:
     parser.add_argument("--bits", nargs="+", type=int, default=[2, 4])
     parser.add_argument("--rounds", type=positive, default=15)
     parser.add_argument("--batch", type=int, help="images per step (default: the config's)")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "method_steps.json")
+    parser.add_argument(
+        "--out", type=output_file(".json"), default=ROOT / "benchmarks" / "results" / "method_steps.json"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     if KD not in args.methods:

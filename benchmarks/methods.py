@@ -25,6 +25,7 @@ from typing import Any
 
 from stage_runs import NOT_RUN, accuracy_text, environment_of, points_text, public, require_runs, runs_in, spread
 
+from qkd.cli.options.values import output_file
 from qkd.config.binding import apply_overrides, bind
 from qkd.data import load_splits
 from qkd.files.yaml_text import parse_yaml
@@ -240,7 +241,9 @@ def main() -> None:
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/methods"))
     parser.add_argument("--collect", action="store_true", help="only collect existing runs")
     parser.add_argument("--steps", type=Path, help="output of method_steps.py")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "methods", help="without suffix")
+    parser.add_argument(
+        "--out", type=output_file(), default=ROOT / "benchmarks" / "results" / "methods", help="without suffix"
+    )
     args = parser.parse_args()
     if args.collect:
         require_runs(parser, args.runs_dir)

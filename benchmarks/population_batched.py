@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, stack_module_state
 from torch.nn import functional
 
-from qkd.cli.options.values import positive
+from qkd.cli.options.values import output_file, positive
 from qkd.nets import build_net
 
 LEARNING_RATE = 0.05
@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--members", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=output_file(".json"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     rows = []

@@ -5,6 +5,7 @@ python benchmarks/readme_tables.py
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -274,6 +275,7 @@ def _sampling_figures() -> dict[str, str]:
 
 def main() -> None:
     """Print the tables and the sentences."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     for part in (front_rows, latency_rows, runtime_rows, accuracy_rows, ladder_rows, step_size_rows, size_rows):
         print("\n".join(part()), end="\n\n")
     print("\n".join(f"{name}: {text}" for name, text in figures().items()))

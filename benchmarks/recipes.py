@@ -25,6 +25,7 @@ from typing import Any
 
 from stage_runs import NOT_RUN, accuracy_text, environment_of, points_text, public, require_runs, runs_in, spread
 
+from qkd.cli.options.values import output_file
 from qkd.config.binding import apply_overrides, bind
 from qkd.pipeline import run_stages
 from qkd.progress import Progress
@@ -224,7 +225,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     made.add_argument("--runs-dir", type=Path, default=Path("runs/recipes"))
     made.add_argument("--collect", action="store_true", help="only collect existing runs")
-    made.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "recipes", help="without suffix")
+    made.add_argument(
+        "--out", type=output_file(), default=ROOT / "benchmarks" / "results" / "recipes", help="without suffix"
+    )
     return made
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from export import export_onnx
+from qkd.cli.options.values import output_file
 from quantizers import QuantSpec, calibrate, prepare
 
 
@@ -52,7 +53,7 @@ def rewritten(path: Path, folder: Path) -> dict[str, Path]:
 def main() -> int:
     """Write students, let each tool rewrite them, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--json", type=output_file(".json"), metavar="FILE")
     args = parser.parse_args()
     images = torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     rows: list[dict[str, Any]] = []

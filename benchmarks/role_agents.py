@@ -26,6 +26,7 @@ from role_agents_reasons import reasons, search_facts
 from role_agents_table import draw, render, summarize
 from stage_runs import environment_of, public, require_runs, run_stages, runs_in
 
+from qkd.cli.options.values import output_file
 from qkd.config.binding import load_config
 from qkd.files import write_json, write_text
 
@@ -235,7 +236,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="parallel runs")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/role_agents"))
     parser.add_argument("--collect", action="store_true", help="only collect existing runs; run nothing")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/role_agents"), help="without suffix")
+    parser.add_argument(
+        "--out", type=output_file(), default=Path("benchmarks/results/role_agents"), help="without suffix"
+    )
     args, more = parser.parse_known_args()
     if wrong := [word for word in [*args.overrides, *more] if "=" not in word or word.startswith("-")]:
         parser.error(f"unknown argument(s): {' '.join(wrong)}")

@@ -31,7 +31,7 @@ from export.lowbit import PROVIDER
 from export.lowbit.sessions import low_bit_for, made_known
 from export.runtime import open_session
 from export.targets.sessions import is_installed, open_in
-from qkd.cli.options.values import positive
+from qkd.cli.options.values import output_file, positive
 from quantizers import QuantSpec, Student, calibrate, prepare
 
 RUNTIMES = ("openvino",)
@@ -156,7 +156,9 @@ def main() -> int:
     parser.add_argument(
         "--clock", choices=("wall", "cpu"), default="wall", help="cpu: this process's time, if other processes run"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows, settings and machine, too")
+    parser.add_argument(
+        "--json", type=output_file(".json"), metavar="FILE", help="write the rows, settings and machine, too"
+    )
     args = parser.parse_args()
     runtimes = tuple(name for name in RUNTIMES if is_installed(name))
     for name in set(RUNTIMES) - set(runtimes):

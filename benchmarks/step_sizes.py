@@ -23,7 +23,7 @@ import torch
 from stage_runs import environment, spread
 from torch import Tensor, nn
 
-from qkd.cli.options.values import positive
+from qkd.cli.options.values import output_file, positive
 from qkd.config import DataConfig, LowBitConfig, TrainConfig
 from qkd.data import Splits, load_splits, normalize
 from qkd.losses.logits import cross_entropy_loss, soft_target_loss
@@ -148,7 +148,9 @@ def main() -> None:
     parser.add_argument("--lr", type=float, nargs="+", default=[0.04, 0.16], help="peak rates")
     parser.add_argument("--bound", type=float, default=0.1)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--json", type=Path, help="default: results/step_sizes_DATA.json next to this file")
+    parser.add_argument(
+        "--json", type=output_file(".json"), help="default: results/step_sizes_DATA.json next to this file"
+    )
     args = parser.parse_args()
     where = {"name": "digits"} if args.data is None else {"name": "npz", "path": args.data}
     data = DataConfig.model_validate({**where, "val_fraction": 0, "train_limit": args.limit, "batch_size": 128})

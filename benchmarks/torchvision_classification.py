@@ -28,6 +28,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from qkd.cli.options.values import output_file
 from qkd.files import write_text
 
 RESULTS = Path(__file__).parent / "results" / "torchvision_classification.json"
@@ -202,7 +203,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nets", nargs="+", default=nets(), choices=nets(), metavar="NET")
     parser.add_argument("--bits", nargs="+", type=int, default=[4, 2])
-    parser.add_argument("--json", type=Path, default=RESULTS)
+    parser.add_argument("--json", type=output_file(".json"), default=RESULTS)
     parser.add_argument("--fresh", action="store_true", help="redo existing rows")
     parser.add_argument("--table", action="store_true", help="only rewrite the table")
     chosen = parser.parse_args()

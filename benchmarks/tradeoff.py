@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from stage_runs import environment, public, run_stages
 
-from qkd.cli.options.values import positive
+from qkd.cli.options.values import output_file, positive
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "tradeoff.json"
@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument("part", choices=["train", "measure", "draw"])
     parser.add_argument("words", nargs="*", help="train: key.path=value for both runs")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/tradeoff"))
-    parser.add_argument("--json", type=Path, default=RESULT)
+    parser.add_argument("--json", type=output_file(".json"), default=RESULT)
     parser.add_argument("--svg", type=Path, default=PICTURE)
     parser.add_argument("--rounds", type=positive, default=1000)
     options = parser.parse_intermixed_args()

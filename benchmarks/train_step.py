@@ -42,7 +42,8 @@ from stage_runs import environment
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from qkd.cli.options.values import positive
+from qkd.cli.options.values import output_file, positive
+from qkd.nets.build import NETS
 
 
 def stock_brevitas(model: nn.Module, bits: int) -> nn.Module:
@@ -360,7 +361,7 @@ class _PeakWatcher:
 def main() -> None:
     """Parse the command line, measure, print a table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--net", default="resnet20")
+    parser.add_argument("--net", default="resnet20", choices=sorted(NETS), metavar="NET", help="of `qkd ls nets`")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--size", type=int, default=32, help="image side in pixels")
     parser.add_argument("--rounds", type=positive, default=15)
@@ -378,7 +379,7 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=1, help="compare this many processes of one core with one")
     parser.add_argument("--member", help=argparse.SUPPRESS)
     parser.add_argument("--own-statistics", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=output_file(".json"))
     args = parser.parse_args()
     if args.member:
         take_part(args)

@@ -22,7 +22,7 @@ import torch
 from runtimes import CHANNELS, build, students_of
 
 from export import export_float, export_int8_baseline, export_onnx
-from qkd.cli.options.values import positive
+from qkd.cli.options.values import output_file, positive
 
 PROGRAM = Path(__file__).with_suffix(".js")
 
@@ -58,7 +58,7 @@ def main() -> int:
     parser.add_argument(
         "--clock", choices=("wall", "cpu"), default="wall", help="cpu: the process's time, if other processes run"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--json", type=output_file(".json"), metavar="FILE")
     args = parser.parse_args()
     content: dict[str, Any] = {
         "settings": {key: getattr(args, key) for key in ("rounds", "nets", "bits", "clock")},

@@ -36,7 +36,7 @@ def test_a_damaged_one_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("link", ["__cause__", "__context__"])
 def test_an_interrupt_while_it_loads_stays_one(monkeypatch: pytest.MonkeyPatch, link: str) -> None:
-    """Its compiled module turns it into an ImportError: `qkd bench` said that onnxruntime was missing, and continued."""
+    """Its compiled module turns it into an ImportError: `qkd bench` said that onnxruntime was missing."""
     error, between = ImportError("initialization failed"), RuntimeError()
     setattr(between, link, KeyboardInterrupt())
     error.__cause__ = between

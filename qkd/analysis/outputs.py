@@ -34,7 +34,9 @@ class NetOutputs:
 
 
 class LastInput:
-    """Reads the input of the last linear layer to run; a context manager, with no hook outside the block.
+    """Reads the input of the linear layer that gives the logits, or else of the last one to run.
+
+    A context manager, with no hook outside the block.
 
     Args:
         model: The net.
@@ -48,7 +50,7 @@ class LastInput:
         self._layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
         if not _has_linear(model):
             raise ValueError(f"the {role} has no linear layer; name a module whose output to read (--tap)")
-        self._latest: tuple[nn.Linear, Tensor] | None = None
+        self._calls: list[tuple[nn.Linear, Tensor, object]] = []
         self._role = role
 
     @contextmanager
@@ -61,24 +63,28 @@ class LastInput:
             for handle in handles:
                 handle.remove()
 
-    def take(self) -> tuple[nn.Linear, Tensor]:
-        """Return the layer that ran last and its input in the latest forward pass.
+    def take(self, logits: object) -> tuple[nn.Linear, Tensor]:
+        """Return the layer and its input in the latest forward pass.
+
+        Args:
+            logits: What the pass returned, itself.
 
         Raises:
             RuntimeError: If none ran.
         """
-        if self._latest is None:
+        calls, self._calls = self._calls, []
+        if not calls:
             raise RuntimeError(f"no linear layer of the {self._role} ran in the forward pass")
-        latest, self._latest = self._latest, None
-        return latest
+        layer, read, _ = next((call for call in reversed(calls) if call[2] is logits), calls[-1])
+        return layer, read
 
-    def _read(self, module: nn.Module, inputs: tuple[object, ...], _output: object) -> None:
+    def _read(self, module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
         if isinstance(module, nn.Linear):
-            self._latest = (module, dequantized(inputs[0]))
+            self._calls.append((module, dequantized(inputs[0]), output))
 
 
 def last_linear(model: nn.Module, example: Tensor, *, role: str = "model") -> nn.Linear:
-    """Return the linear layer that runs last.
+    """Return the linear layer that gives the logits, or else the last one to run.
 
     Args:
         model: The net; it is run once, in eval mode.
@@ -90,8 +96,8 @@ def last_linear(model: nn.Module, example: Tensor, *, role: str = "model") -> nn
     """
     last = LastInput(model, role=role)
     with evaluating(model), torch.no_grad(), last.reading():
-        model(example)
-    return last.take()[0]
+        logits = model(example)
+    return last.take(logits)[0]
 
 
 def read_outputs(
@@ -116,7 +122,8 @@ def read_outputs(
         data: Batch size and workers.
         device: Where to run.
         indices: Positions in ``split``; default: all, in order.
-        tap: Module path whose output to read; default: the input of the last linear layer to run.
+        tap: Module path whose output to read; default: the input of the linear layer that gives the logits, or else of
+            the last one to run.
         tap_paths: For a student: float module path -> path in it.
         role: For errors.
         tracker: Counts the images.
@@ -134,9 +141,9 @@ def read_outputs(
         for images, labels in iterate(
             split, places, data.eval_batch_size, device, drop_last=False, workers=data.workers
         ):
-            logits = model(normalize(images, splits.mean, splits.std)).float().cpu()
-            features = taps.take()[tap] if tap is not None else None if last is None else last.take()[1]
-            parts.append((logits, None if features is None else features.float().cpu(), labels.cpu()))
+            logits = model(normalize(images, splits.mean, splits.std))
+            features = taps.take()[tap] if tap is not None else None if last is None else last.take(logits)[1]
+            parts.append((logits.float().cpu(), None if features is None else features.float().cpu(), labels.cpu()))
             if tracker is not None:
                 tracker.update(len(labels))
     read = [part[1] for part in parts if part[1] is not None]

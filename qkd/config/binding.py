@@ -30,6 +30,7 @@ from qkd.moved import in_new_spelling
 from qkd.nets.own.copies import resolved_nets
 
 Bound = TypeVar("Bound", bound=BaseModel)
+MOST_NAMED = 6  # shipped configs in a message
 OF_RECIPES = ("student.recipe", "student.quant")  # keys on which it depends what a recipe sets
 Check: TypeAlias = Callable[[Mapping[str, Any]], Iterable[Fault]]
 """A further check of the raw data; yields a :data:`~qkd.config.bind_faults.Fault` for each problem."""
@@ -74,12 +75,12 @@ def find_config(name: str) -> Path:
         raise ConfigError([f"{shown_line(name)}: {what}; did you mean the config in it, `{inside}`?"])
     if path.name and not path.suffix and path.with_suffix(".yaml").is_file():
         raise ConfigError([f"{shown_line(name)}: {what}; did you mean `{shown_line(name)}.yaml`?"])
-    near = [key for key in shipped if key.startswith(f"{short}/")] or _near(short, shipped)
-    hint = (
-        f"did you mean {' or '.join(f'`{key}`' for key in near)}?"
-        if near
-        else "`qkd ls configs` lists the shipped ones"
-    )
+    below = (key for key in shipped if key.startswith(f"{short}/"))
+    near = sorted(below, key=lambda key: (key.count("/"), key)) or _near(short, shipped)
+    named = " or ".join(f"`{key}`" for key in near[:MOST_NAMED])
+    lists = "`qkd ls configs` lists the shipped ones"
+    hint = f"did you mean {named}?" if near else lists
+    hint += f" ({lists})" if len(near) > MOST_NAMED else ""
     hint += "; `qkd init FOLDER` writes one for a folder of images" if is_folder else ""
     raise ConfigError([f"{shown_line(name)}: {what}; {hint}"])
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 
-import torch
 from torch import Tensor, nn
 
+from qkd.terms.last_layer import logits_layer
 from quantizers.layers import QuantLinearBn
-from quantizers.modes import evaluating
 
 
 class NoHeadError(ValueError):
@@ -26,21 +25,9 @@ def head_path(net: nn.Module, images: Tensor) -> str:
         NoHeadError: If there is none: the net ends with something else, or the input of its last layer is not
             ``[batch, features]``.
     """
-    given: dict[str, tuple[Tensor, Tensor]] = {}
-    handles = [
-        module.register_forward_hook(lambda _, inputs, output, path=path: given.__setitem__(path, (inputs[0], output)))
-        for path, module in net.named_modules()
-        if isinstance(module, nn.Linear)
-    ]
-    try:
-        with evaluating(net), torch.no_grad():
-            logits = net(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    for path, (read, output) in given.items():
-        if output is logits and read.dim() == 2:
-            return path
+    found = logits_layer(net, images)
+    if found is not None and found[1].dim() == 2:
+        return found[0]
     *_, last = [name for name, _ in net.named_modules()]
     raise NoHeadError(
         f"federated.strategy fedgen feeds latents to the linear layer that gives the logits, but this net has none "

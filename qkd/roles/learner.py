@@ -29,7 +29,7 @@ from qkd.seeding import stream
 from qkd.training import FitResult, Phase
 from qkd.training.assembly import WEIGHTS, Context, Made, Role
 from qkd.training.low_bit.rules import step_rules
-from qkd.units import counted
+from qkd.units import counted, percent
 from quantizers import Student, calibrate, quantizer_scales, reestimate_batch_norm, settle
 
 
@@ -326,6 +326,11 @@ class StudentRole:
             **self.details(),
             **found,
         )
+        last = fitted.rows[-1].get("val_accuracy") if fitted is not None and fitted.rows else None
+        if isinstance(student, Student) and None not in (last, outcome.val_accuracy) and last != outcome.val_accuracy:
+            self.context.progress.say(
+                f"{self.name}: validation {percent(outcome.val_accuracy)} as saved, with its scales settled"
+            )
         return [*files, write_outcome(run.path / self.folder, outcome)]
 
     def details(self) -> Mapping[str, Any]:

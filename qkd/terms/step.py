@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from qkd.terms.last_layer import LogitsWeights
 from qkd.terms.rescaling import step_facts
 from qkd.terms.taps import Taps, tap_paths_of, why_no_features
 from qkd.terms.teacher_memory import TeacherMemory
@@ -60,7 +61,7 @@ class DistillStep:
         self._memory = None if terms.teacher_taps else memory
         self._student_taps = Taps(student, terms.student_taps, translate=tap_paths, role="student")
         self._teacher_taps = Taps(teacher, terms.teacher_taps, translate=tap_paths_of(teacher), role="teacher")
-        self._class_weights = last_weights(teacher) if terms.needs_class_weights else None
+        self._class_weights = LogitsWeights(teacher) if terms.needs_class_weights else None
 
     @contextmanager
     def tapped(self) -> Iterator[None]:
@@ -70,6 +71,7 @@ class DistillStep:
 
     def __call__(self, batch: Batch) -> StepResult:
         """Return loss, terms and the student's logits for a batch."""
+        weights = None if self._class_weights is None else self._class_weights(batch.images)  # may run the teacher
         with nullcontext() if self._student_learns else torch.no_grad():
             student_logits = self._student(batch.images)
         student_features = self._student_taps.take()
@@ -79,7 +81,7 @@ class DistillStep:
             self._guard(teacher_logits)
             teacher_features = self._teacher_taps.take()
         outputs = Outputs(
-            student_logits, batch.labels, teacher_logits, student_features, teacher_features, self._class_weights,
+            student_logits, batch.labels, teacher_logits, student_features, teacher_features, weights,
             *second_labels(batch),
         )  # fmt: skip
         epoch = batch.epoch - self._first_epoch
@@ -127,15 +129,3 @@ class LogitsGuard:
 def second_labels(batch: Batch) -> tuple[Tensor, Tensor] | tuple[None, None]:
     """Return the second labels of a batch and their shares; None if images are not mixed."""
     return (None, None) if batch.mixed is None else (batch.mixed.labels, batch.mixed.share)
-
-
-def last_weights(teacher: nn.Module) -> Tensor:
-    """Return the weights of a net's last linear layer, ``[classes, features]``, without a gradient.
-
-    Raises:
-        ValueError: If it has no linear layer.
-    """
-    layers = [module for module in teacher.modules() if isinstance(module, nn.Linear)]
-    if not layers:
-        raise ValueError("a loss term reads the teacher's last linear layer (class_weights), but it has none")
-    return layers[-1].weight.detach()

@@ -55,7 +55,8 @@ def _list_runs(args: argparse.Namespace) -> int:
 
     folder = args.folder or Path("runs")
     if not folder.is_dir():
-        raise UsageError(f"{folder}: no such folder; name the folder that holds the run folders")
+        what = "is a file" if folder.exists() else "no such folder"
+        raise UsageError(f"{folder}: {what}; name the folder that holds the run folders")
     table = runs_below(folder)
     if args.out is not None:
         write_comparison(table, args.out)

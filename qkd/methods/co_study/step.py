@@ -7,8 +7,9 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from qkd.terms.last_layer import LogitsWeights
 from qkd.terms.rescaling import step_facts
-from qkd.terms.step import LogitsGuard, last_weights, second_labels
+from qkd.terms.step import LogitsGuard, second_labels
 from qkd.terms.taps import Taps
 from qkd.terms.weighting import Outputs, WeightedTerms
 from qkd.training.job import Batch, StepResult
@@ -61,6 +62,7 @@ class CoStudyStep:
         if teacher_terms.needs_class_weights:
             raise ValueError("teacher_terms: class_relation reads a full-precision last layer; the student has none")
 
+        self._class_weights = LogitsWeights(teacher) if terms.needs_class_weights else None
         self._guard = LogitsGuard()
 
     @contextmanager
@@ -71,12 +73,12 @@ class CoStudyStep:
 
     def __call__(self, batch: Batch) -> StepResult:
         """Return loss, terms (the teacher's prefixed with ``teacher_``) and the student's logits for a batch."""
+        weights = None if self._class_weights is None else self._class_weights(batch.images)  # may run the teacher
         student_logits = self._student(batch.images)
         student_features = self._student_taps.take()
         teacher_logits = self._teacher(batch.images if self._view is None else self._view(batch))
         self._guard(teacher_logits)
         teacher_features = self._teacher_taps.take()
-        weights = last_weights(self._teacher) if self._terms.needs_class_weights else None
         second, epoch = second_labels(batch), batch.epoch - self._first_epoch
         learns = Outputs(
             student_logits, batch.labels, teacher_logits.detach(), student_features, _still(teacher_features), weights,

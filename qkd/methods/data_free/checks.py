@@ -8,7 +8,9 @@ from qkd.methods.data_free.making.kinds import KINDS
 from qkd.methods.data_free.making.watching import last_layer_of, norms_of
 
 
-def require_teacher_fits(method: str, name: str, net: nn.Module, classes: int) -> None:
+def require_teacher_fits(
+    method: str, name: str, net: nn.Module, classes: int, image_shape: tuple[int, int, int]
+) -> None:
     """Raise unless a teacher has everything that a method reads.
 
     Args:
@@ -16,6 +18,7 @@ def require_teacher_fits(method: str, name: str, net: nn.Module, classes: int) -
         name: Name of the net.
         net: The net, with any weights.
         classes: Number of classes of the data set.
+        image_shape: Channels, height and width.
 
     Raises:
         ValueError: If it has no batch norm with running statistics, does not end in a linear layer of its classes, or
@@ -29,15 +32,13 @@ def require_teacher_fits(method: str, name: str, net: nn.Module, classes: int) -
             f"student.data_free.method: `{method}` reads running statistics of the teacher's batch norms, but {name} "
             f"has none; use another net, or a method that does not need them: {others}"
         )
-    last = last_layer_of(net)
+    last = last_layer_of(net, image_shape) if kind.needs_last_layer else None
     if kind.needs_last_layer and (last is None or last.out_features != classes):
         others = ", ".join(other for other, row in KINDS.items() if not row.needs_last_layer)
-        found = (
-            "has none" if last is None else f"has none with {classes} outputs (its last one has {last.out_features})"
-        )
+        found = "of none" if last is None else f"of one with {last.out_features} outputs, not {classes}"
         raise ValueError(
-            f"student.data_free.method: `{method}` reads the teacher's last linear layer, but {name} {found}; use "
-            f"another net, or a method that does not need them: {others}"
+            f"student.data_free.method: `{method}` reads the linear layer whose output is the teacher's logits, but "
+            f"those of {name} are the output {found}; use another net, or a method that does not need it: {others}"
         )
 
 

@@ -96,7 +96,6 @@ class MetaStep(DistillStep):
         self._quiz, self._rates, self._optimizer, self._order = quiz, rates, optimizer, order
         self._scales, self._scale_lr_factor = scales, scale_lr_factor
         self._lr_factors: dict[str, float] | None = None
-        self._last_weight = _last_weight(teacher) if terms.needs_class_weights else ""
 
     def __call__(self, batch: Batch) -> StepResult:
         """Teach the teacher, then return the plain step's result; ``quiz_loss`` is among its facts."""
@@ -155,8 +154,8 @@ class MetaStep(DistillStep):
         """Return the teacher's half of the outputs, with its graph, without the student's."""
         labels, share = second_labels(batch)
         outputs = Outputs(batch.images, batch.labels, other_labels=labels, other_share=share)
-        if self._last_weight:
-            outputs = dataclasses.replace(outputs, class_weights=teacher[self._last_weight])
+        if self._class_weights is not None:
+            outputs = dataclasses.replace(outputs, class_weights=teacher[self._class_weights.name(batch.images)])
         if not self._terms.needs_teacher:
             return outputs
         images = batch.images if self._view is None else self._view(batch)
@@ -191,9 +190,3 @@ class MetaStep(DistillStep):
 def _kept_random_state(device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
-
-
-def _last_weight(teacher: nn.Module) -> str:
-    """Return the name of the weights of a net's last linear layer, as read by :func:`last_weights`."""
-    linear = [name for name, module in teacher.named_modules() if isinstance(module, nn.Linear)]
-    return f"{linear[-1]}.weight".lstrip(".")

@@ -11,6 +11,7 @@ from qkd.losses import cmi_inversion_loss, contrastive_loss, decision_adversaria
 from qkd.methods.data_free.inverting.inversions import Best, Inverted, Inverter, descend, low_bit_loss
 from qkd.methods.data_free.inverting.views import cropped, flipped, shifted
 from qkd.methods.data_free.making.generating import build_generator
+from qkd.methods.data_free.making.sources import balanced_labels
 from qkd.methods.data_free.making.watching import Seen
 from qkd.seeding import global_stream, stream
 
@@ -30,7 +31,7 @@ class Contrast(Inverter):
         draws = stream(self.seed, "inversion", index)
         generator = self._generator(index)
         latents = torch.randn(count, self.settings.latent, generator=draws).to(self.device).requires_grad_()
-        labels = torch.sort(torch.randperm(count, generator=draws) % len(self.splits.classes))[0].to(self.device)
+        labels = torch.sort(balanced_labels(count, len(self.splits.classes), draws))[0].to(self.device)
         memory = _Memory(self._features(), self.seed, self.device, state, self.settings.lr)
         moving = torch.optim.Adam([*generator.parameters(), latents], lr=self.settings.lr, betas=BETAS)
         best = Best()

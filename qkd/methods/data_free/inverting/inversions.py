@@ -16,6 +16,7 @@ from qkd.losses import class_similarity, data_impression_loss, deep_inversion_lo
 from qkd.methods.data_free.inverting.views import rolled
 from qkd.methods.data_free.making.kinds import weights_of
 from qkd.methods.data_free.making.rival import Answer, Rival
+from qkd.methods.data_free.making.sources import balanced_labels
 from qkd.methods.data_free.making.watching import Seen, Watched
 from qkd.seeding import derive, stream
 
@@ -128,7 +129,7 @@ class DeepInversion(Inverter):
         """Return a batch; it does not depend on any other."""
         generator, shape = stream(self.seed, "inversion", index), (count, *self.splits.image_shape)
         images = torch.randn(shape, generator=generator).to(self.device).requires_grad_()
-        labels = (torch.arange(count) % len(self.splits.classes)).to(self.device)
+        labels = balanced_labels(count, len(self.splits.classes), generator, shuffled=False).to(self.device)
         optimizer, best = torch.optim.Adam([images], lr=self.settings.lr), Best()
         weights = self.weights()
         if self.rival is None:
@@ -167,13 +168,12 @@ class DataImpressions(Inverter):
 
     def targets(self, index: int, count: int) -> Tensor:
         """Return a batch's target outputs: rows of probabilities, cycling through classes and scales."""
-        if self.teacher.last is None:
-            raise ValueError("zskd reads the weights of the teacher's last linear layer, but it has none")
-        similarity = class_similarity(self.teacher.last.weight.detach().double().cpu())
+        similarity = class_similarity(self.teacher.last(self.splits.image_shape).weight.detach().double().cpu())
         beta = self.settings.beta[index % len(self.settings.beta)]
         rows = dirichlet_concentrations(similarity, beta=beta, compat=self.settings.compat).numpy()
         drawn = np.random.default_rng(derive(self.seed, "targets", index))
-        return torch.from_numpy(np.stack([drawn.dirichlet(rows[place % len(rows)]) for place in range(count)])).float()
+        labels = balanced_labels(count, len(rows), stream(self.seed, "target classes", index), shuffled=False)
+        return torch.from_numpy(np.stack([drawn.dirichlet(rows[label]) for label in labels.tolist()])).float()
 
     def _normalized(self, pixels: Tensor) -> Tensor:
         mean, std = (torch.tensor(one, device=pixels.device).view(1, -1, 1, 1) for one in (

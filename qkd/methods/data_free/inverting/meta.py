@@ -13,6 +13,7 @@ from qkd.methods.data_free.inverting.contrast import BETAS, padding_of
 from qkd.methods.data_free.inverting.inversions import Best, Inverted, Inverter, low_bit_loss
 from qkd.methods.data_free.inverting.views import flipped, shifted
 from qkd.methods.data_free.making.generating import build_generator
+from qkd.methods.data_free.making.sources import balanced_labels
 from qkd.methods.data_free.making.watching import Seen
 from qkd.seeding import stream
 from qkd.training.state import fill
@@ -41,7 +42,7 @@ class MetaInversion(Inverter):
         meta.restore(state)
         net = copy.deepcopy(meta.net).train()
         latents = torch.randn(count, self.settings.latent, generator=draws).to(self.device).requires_grad_()
-        labels = torch.sort(torch.randperm(count, generator=draws) % len(self.splits.classes))[0].to(self.device)
+        labels = torch.sort(balanced_labels(count, len(self.splits.classes), draws))[0].to(self.device)
         best = self._descend(net, meta, latents, labels, draws)
         meta.step()
         return Inverted(best.images, meta.state(), best.loss, best.low_bit)

@@ -44,9 +44,9 @@ class Moment:
 
     @property
     def feature(self) -> Tensor:
-        """Return the input to the teacher's last linear layer."""
+        """Return the input to the linear layer that gives the teacher's logits."""
         if self.seen.feature is None:
-            raise ValueError("the teacher has no last linear layer, which this method reads")
+            raise ValueError("the teacher's logits do not come from a linear layer, whose input this method reads")
         return self.seen.feature
 
     @property

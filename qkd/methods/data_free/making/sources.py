@@ -74,12 +74,30 @@ class Pool:
         return self.images[chosen], self.labels[chosen]
 
 
+def balanced_labels(count: int, classes: int, generator: torch.Generator, *, shuffled: bool = True) -> Tensor:
+    """Return labels for a batch, int64 ``[count]``: every class as often as any other, or once more.
+
+    In batches of fewer than two images per class, other classes are drawn for each batch: if it were always the first
+    ones, the last classes of many would have half as many images as the others, or none.
+
+    Args:
+        count: Number of images in the batch.
+        classes: Number of classes.
+        generator: Draws the order, and the classes.
+        shuffled: Whether the order is random; otherwise, classes follow each other.
+    """
+    if count < 2 * classes:
+        rounds = [torch.randperm(classes, generator=generator) for _ in range(-(-count // classes))]
+        return torch.cat(rounds)[:count]
+    return (torch.randperm(count, generator=generator) if shuffled else torch.arange(count)) % classes
+
+
 def draw_latents(
     count: int, latent: int, classes: int, generator: torch.Generator, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Return latents of N(0, 1), ``[count, latent]``, and labels with the classes as balanced as possible."""
     latents = torch.randn(count, latent, generator=generator)
-    labels = torch.randperm(count, generator=generator) % classes
+    labels = balanced_labels(count, classes, generator)
     return latents.to(device), labels.to(device)
 
 

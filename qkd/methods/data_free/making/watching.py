@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from qkd.losses import batch_norm_loss
+from qkd.terms.last_layer import LinearCalls, logits_layer
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Seen:
 
     Args:
         logits: Shape ``[batch, classes]``, with their graph.
-        feature: The input to its last linear layer, shape ``[batch, ...]``; None if it has none.
+        feature: The input to the linear layer that gives the logits, shape ``[batch, ...]``; None if none does.
         inputs: The input to each batch norm.
         means: Their running means.
         variances: Their running variances.
@@ -49,29 +50,39 @@ class Watched:
     def __init__(self, net: nn.Module) -> None:
         self.net = net.eval().requires_grad_(False)
         self.norms = norms_of(net)
-        self.last = last_layer_of(net)
+        self._linears = LinearCalls(net)
 
     def __call__(self, images: Tensor) -> Seen:
         """Return the teacher's outputs for normalized images, with their graph."""
         inputs: list[tuple[Tensor, _BatchNorm]] = []
-        features: list[Tensor] = []
-        with self._hooked(inputs, features):
+        with self._hooked(inputs), self._linears.reading():
             logits: Tensor = self.net(images)
+        found = self._linears.take(logits)
         means, variances = zip(*((norm.running_mean, norm.running_var) for _, norm in inputs), strict=True) if (
             inputs
         ) else ((), ())  # fmt: skip
-        return Seen(logits, features[-1] if features else None, tuple(one for one, _ in inputs), means, variances)
+        return Seen(logits, None if found is None else found[1], tuple(one for one, _ in inputs), means, variances)
+
+    def last(self, image_shape: tuple[int, int, int]) -> nn.Linear:
+        """Return the linear layer that gives the logits.
+
+        Args:
+            image_shape: Channels, height and width.
+
+        Raises:
+            ValueError: If none does.
+        """
+        found = last_layer_of(self.net, image_shape)
+        if found is None:
+            raise ValueError("the teacher's logits do not come from a linear layer, whose weights this method reads")
+        return found
 
     @contextmanager
-    def _hooked(self, inputs: list[tuple[Tensor, _BatchNorm]], features: list[Tensor]) -> Iterator[None]:
+    def _hooked(self, inputs: list[tuple[Tensor, _BatchNorm]]) -> Iterator[None]:
         def at_norm(norm: nn.Module, arguments: tuple[Any, ...]) -> None:
             inputs.append((arguments[0], norm))  # type: ignore[arg-type]
 
-        def at_last(_: nn.Module, arguments: tuple[Any, ...]) -> None:
-            features.append(arguments[0])
-
         handles = [norm.register_forward_pre_hook(at_norm) for norm in self.norms]
-        handles += [] if self.last is None else [self.last.register_forward_pre_hook(at_last)]
         try:
             yield
         finally:
@@ -84,7 +95,13 @@ def norms_of(net: nn.Module) -> list[_BatchNorm]:
     return [one for one in net.modules() if isinstance(one, _BatchNorm) and one.running_mean is not None]
 
 
-def last_layer_of(net: nn.Module) -> nn.Linear | None:
-    """Return a net's last linear layer, or None if it has none."""
-    layers = [one for one in net.modules() if isinstance(one, nn.Linear)]
-    return layers[-1] if layers else None
+def last_layer_of(net: nn.Module, image_shape: tuple[int, int, int]) -> nn.Linear | None:
+    """Return the linear layer that gives a net's logits, or None if none does: something follows it, say.
+
+    Args:
+        net: The net; it is run once.
+        image_shape: Channels, height and width.
+    """
+    device = next((one.device for one in net.parameters()), torch.device("cpu"))
+    found = logits_layer(net, torch.zeros(2, *image_shape, device=device))
+    return None if found is None else cast(nn.Linear, net.get_submodule(found[0]))

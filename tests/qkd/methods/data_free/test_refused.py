@@ -35,6 +35,20 @@ def inner_linear(num_classes, in_channels):
                          nn.Conv2d(3, num_classes, 1), nn.Flatten())
 
 
+class Scaled(nn.Module):
+    # its last linear layer does not give the logits: its input and its weights are those of another function
+    def __init__(self, num_classes, in_channels):
+        super().__init__()
+        self.body, self.norm = nn.Conv2d(in_channels, 4, 3), nn.BatchNorm2d(4)
+        self.fc = nn.Linear(144, num_classes)
+
+    def forward(self, x):
+        return 2 * self.fc(self.norm(self.body(x)).relu().flatten(1))
+
+
+scaled = Scaled
+
+
 def color(num_classes):
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, num_classes))
 """
@@ -66,8 +80,9 @@ def run(tmp_path: Path, net: str, method: str, *, classes: int = 4) -> int:
     [
         ("nets.py:plain", "adaptive_inversion", f"{STATISTICS} nets.py:plain has none"),
         ("nets.py:without_statistics", "fast_dfkd", f"{STATISTICS} nets.py:without_statistics has none"),
-        ("nets.py:convolutional", "dafl_joint", "reads the teacher's last linear layer, but"),
-        ("nets.py:inner_linear", "zskd", "has none with 4 outputs (its last one has 3)"),
+        ("nets.py:convolutional", "dafl_joint", "reads the linear layer whose output is the teacher's logits, but"),
+        ("nets.py:inner_linear", "zskd", "inner_linear are the output of none; use another net"),
+        ("nets.py:scaled", "mskd", "scaled are the output of none; use another net"),
         ("nets.py:color", "dfad", "channels"),
     ],
 )
@@ -93,11 +108,11 @@ def test_every_method_says_which_others_do_without() -> None:
         if kind.needs_last_layer:
             with pytest.raises(
                 ValueError,
-                match=r"has none with 2 outputs .*; use another net, .* not need them: noise, procedural, rdskd",
+                match=r"are the output of none; use another net, .* not need it: noise, procedural, rdskd",
             ):
-                require_teacher_fits(method, "inner", net, 2)
+                require_teacher_fits(method, "inner", net, 2, (1, 2, 2))
         with pytest.raises(ValueError, match="at least two classes, got 1: add images"):
-            require_teacher_fits(method, "inner", net, 1)
+            require_teacher_fits(method, "inner", net, 1, (1, 2, 2))
 
 
 def test_validate_knows_the_weights_of_a_method(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,98 @@
+"""The linear layer that gives a net's logits, found by running the net: the order of its modules does not tell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from quantizers.modes import evaluating
+
+
+class LinearCalls:
+    """What a net's linear layers read and return; a context manager, with no hook outside the block.
+
+    Args:
+        net: Float or low-bit.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        self._layers = [(path, module) for path, module in net.named_modules() if isinstance(module, nn.Linear)]
+        self._calls: list[tuple[str, Tensor, Tensor]] = []
+
+    @contextmanager
+    def reading(self) -> Iterator[LinearCalls]:
+        """Hold the hooks within a block.
+
+        Yields:
+            The object itself.
+        """
+        handles = [
+            layer.register_forward_hook(lambda _, given, made, path=path: self._calls.append((path, given[0], made)))
+            for path, layer in self._layers
+        ]
+        try:
+            yield self
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def take(self, logits: Tensor) -> tuple[str, Tensor] | None:
+        """Return path and input of the layer whose output a net returned, and forget the calls.
+
+        Args:
+            logits: What the latest forward pass returned, itself.
+
+        Returns:
+            None if the logits are not a linear layer's own output: something follows it, or there is none.
+        """
+        calls, self._calls = self._calls, []
+        return next(((path, read) for path, read, made in reversed(calls) if made is logits), None)
+
+
+def logits_layer(net: nn.Module, images: Tensor) -> tuple[str, Tensor] | None:
+    """Return path and input of the linear layer that gives a net's logits; None if there is none.
+
+    Args:
+        net: The net; it is run once, in eval mode, and stays unchanged.
+        images: Normalized, shape ``[batch, channels, height, width]``.
+    """
+    with evaluating(net), torch.no_grad(), LinearCalls(net).reading() as calls:
+        return calls.take(net(images))
+
+
+class LogitsWeights:
+    """The weights of the layer that gives a net's logits, which is looked for at the first batch.
+
+    Args:
+        net: The net.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        self._net = net
+        self._name = ""
+
+    def name(self, images: Tensor) -> str:
+        """Return the name of the parameter.
+
+        Args:
+            images: Normalized, shape ``[batch, channels, height, width]``.
+
+        Raises:
+            ValueError: If the net's logits do not come from a linear layer.
+        """
+        if not self._name:
+            found = logits_layer(self._net, images[:2])
+            if found is None:
+                raise ValueError(
+                    "a loss term reads the weights of the linear layer that gives the teacher's logits "
+                    "(class_weights), but they come from none; end the net with one, or use another term"
+                )
+            self._name = f"{found[0]}.weight".lstrip(".")
+        return self._name
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the weights, ``[classes, features]``, without a gradient; see :meth:`name`."""
+        return self._net.get_parameter(self.name(images)).detach()

@@ -78,7 +78,7 @@ def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match="the split is empty"):
         read_outputs(TinyNet(), splits.val, splits, DATA, CPU)
     with pytest.raises(RuntimeError, match="no linear layer of the student ran"):
-        LastInput(TinyNet(), role="student").take()
+        LastInput(TinyNet(), role="student").take(None)
 
 
 def test_some_images_are_of_all_classes_and_seeded() -> None:

@@ -166,8 +166,6 @@ def test_a_run_whose_student_was_trained_before_w_was_logged(folder: Path, tmp_p
         (["nowhere"], "nowhere: no such config file"),
         (["tiny", "seed=3"], "has nothing to change"),
         (["nowhere"], "nor is it a run folder: "),
-        (["tiny", "--out", "no-such-folder/t.svg"], "--out: there is no folder no-such-folder"),
-        (["tiny", "--out", "t.pdf"], "--out must end in .svg or .png, got t.pdf"),
         (["tiny", "--temperature", "0"], "--temperature must be positive and finite, got 0"),
         (["tiny", "--limit", "1"], "--limit must be at least 2, got 1"),
         (["CONFIG", "name=new"], "new has no trained teacher yet: run `qkd teacher` with this config first"),

@@ -82,6 +82,9 @@ def test_no_command_replaces_a_file_of_a_run(
         assert caught.value.code == 2
         said = capsys.readouterr().err
         assert "must end in" in said or "would be among the files of the run" in said
+    with pytest.raises(SystemExit):
+        main([*(places.get(word, word) for word in words), "--out", str(tmp_path / "none" / f"x.{ending}")])
+    assert "in an existing folder" in capsys.readouterr().err
     assert contents(tmp_path) == before
 
 

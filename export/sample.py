@@ -17,6 +17,7 @@ from export.runtime import open_session
 from export.writing import checked_target, write_whole
 
 Array = npt.NDArray[np.float32]
+PREPARED = "prepared"  # entry that says how the images were resized and normalized
 LOGITS = "logits."  # prefix of an entry of expected logits; the model's name follows
 SAMPLE_BYTES = 16 << 20  # of images; a board's link transfers this in seconds
 CHUNK = 16  # images per run
@@ -30,6 +31,8 @@ class Sample:
         images: Normalized, float32 ``[images, channels, height, width]``.
         labels: int64 ``[images]``, or None.
         logits: Name of a model -> expected logits, float32 ``[images, classes]``.
+        prepared: How the images were resized and normalized, as
+            :func:`export.storage.preprocessing.prepared_text` writes it; empty if unknown.
 
     Raises:
         ValueError: If shapes do not fit, there are no images, or a value is not finite.
@@ -38,6 +41,7 @@ class Sample:
     images: Array
     labels: npt.NDArray[np.int64] | None = None
     logits: Mapping[str, Array] = field(default_factory=dict)
+    prepared: str = ""
 
     def __post_init__(self) -> None:
         if self.images.ndim < 2 or not len(self.images) or self.images.dtype != np.float32:
@@ -94,7 +98,7 @@ def read_sample(path: str | PathLike[str]) -> Sample:
         raise ValueError(f"{path}: it has no array `images`, only {', '.join(arrays) or 'nothing'}")
     logits = {key.removeprefix(LOGITS): value for key, value in arrays.items() if key.startswith(LOGITS)}
     try:
-        return Sample(arrays["images"], arrays.get("labels"), logits)
+        return Sample(arrays["images"], arrays.get("labels"), logits, str(arrays.get(PREPARED, "")))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -125,6 +129,8 @@ def sample_bytes(sample: Sample) -> bytes:
     }
     if sample.labels is not None:
         arrays["labels"] = sample.labels.astype(np.int64)
+    if sample.prepared:
+        arrays[PREPARED] = np.array(sample.prepared)
     stream = io.BytesIO()
     np.savez_compressed(stream, **arrays)
     return stream.getvalue()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -196,6 +196,43 @@ def read_preprocessing(model: onnx.ModelProto) -> Preprocessing | None:
         return Preprocessing(mean, std, (height, width), classes, texts[0], texts[1], texts[2])
     except (ValueError, TypeError) as error:
         raise ValueError(f"its description of its input is damaged ({error}); export it again") from error
+
+
+def prepared_text(preprocessing: Preprocessing) -> str:
+    """Return how images are resized and normalized, as text that is equal where that is.
+
+    Args:
+        preprocessing: Of a file, or of a run.
+    """
+    mean, std = (", ".join(f"{value:.9g}" for value in values) for values in (preprocessing.mean, preprocessing.std))
+    height, width = preprocessing.image_size
+    return f"{height}x{width}, resized by {preprocessing.resize or 'none'}, mean {mean}, std {std}"
+
+
+def require_prepared_alike(prepared: str, models: Mapping[str, onnx.ModelProto]) -> None:
+    """Raise if prepared images are not what a model takes, as far as they and the models' files say.
+
+    A wrong normalization has the right shape, and gives a wrong accuracy.
+
+    Args:
+        prepared: The :func:`prepared_text` of the images; empty if it is unknown.
+        models: Name -> model.
+
+    Raises:
+        ValueError: If they were prepared for another model, or two models take images that are prepared differently.
+    """
+    whose, first = "the sample", prepared
+    for name, model in models.items():
+        said = read_preprocessing(model)
+        if said is None:
+            continue
+        wanted = prepared_text(said)
+        if first and wanted != first:
+            raise ValueError(
+                f"images prepared for {whose} do not fit {name}, so its accuracy would be wrong: {first} there, "
+                f"{wanted} here; measure it without the others, with its own sample"
+            )
+        whose, first = (whose, first) if first else (name, wanted)
 
 
 def write_properties(model: onnx.ModelProto, entries: dict[str, str]) -> None:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import onnx
 
 from export import Sample, expect, export_int8_baseline, read_sample
+from export.storage.preprocessing import require_prepared_alike
 from export.targets.table import ONNXRUNTIME
 from qkd.failures import UsageError
 from qkd.files import inside, sha256_of
@@ -71,6 +72,8 @@ def find_targets(names: Sequence[str], sample_file: Path | None = None, runtimes
         if not is_run(Path(name)):
             paths[_free_name(Path(name), paths)] = _model_file(Path(name))
     sample = read_sample(sample_file) if sample_file else _own_sample(runs)
+    if sample is not None:
+        require_prepared_alike(sample.prepared, {name: onnx.load(path) for name, path in paths.items()})
     return Targets(paths, expect(sample, paths) if sample else None, runs)
 
 
@@ -174,6 +177,9 @@ def _own_sample(runs: Mapping[str, Path]) -> Sample | None:
         return None
     first = next(iter(samples.values()))
     if any(not np.array_equal(one.images, first.images) for one in samples.values()):
-        raise UsageError("the runs have different test images, so one sample cannot serve them all: give --sample FILE")
+        raise UsageError(
+            "the runs have different test images, or prepare them differently, so one sample cannot serve them all: "
+            "measure them one by one"
+        )
     logits = {prefix + name: values for prefix, one in samples.items() for name, values in one.logits.items()}
     return replace(first, logits=logits)

@@ -10,7 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from export import Sample, sample_size, write_sample
+from export import Preprocessing, Sample, sample_size, write_sample
+from export.storage.preprocessing import prepared_text
 from qkd.config import RunConfig
 from qkd.data import DataError, Split, Splits, load_splits, normalize
 from qkd.methods.table import reads_images
@@ -21,7 +22,7 @@ FILE = "sample.npz"
 BATCH = 64  # images per forward pass
 
 
-def write_run_sample(folder: Path, nets: Mapping[str, nn.Module], splits: Splits) -> Path:
+def write_run_sample(folder: Path, nets: Mapping[str, nn.Module], splits: Splits, preprocessing: Preprocessing) -> Path:
     """Write test images, spread evenly over the test set, with labels and the logits of the trained nets.
 
     The expected logits are those of PyTorch (the student in its deployed arithmetic), not the results of a runtime.
@@ -30,13 +31,16 @@ def write_run_sample(folder: Path, nets: Mapping[str, nn.Module], splits: Splits
         folder: The folder of the exported files.
         nets: Name of an exported file -> the net it came from, in eval mode, on the CPU.
         splits: The data set.
+        preprocessing: How its images become the input of the nets.
 
     Raises:
         export.ExportError: If the file cannot be written.
     """
     images, labels = evenly(splits.test, splits, 256)
     logits = {name: _logits(net, images) for name, net in nets.items()}
-    return write_sample(folder / FILE, Sample(images.numpy(), labels.numpy().astype(np.int64), logits))
+    return write_sample(
+        folder / FILE, Sample(images.numpy(), labels.numpy().astype(np.int64), logits, prepared_text(preprocessing))
+    )
 
 
 def calibration_images(config: RunConfig, count: int = 128, *, folder: Path | None = None) -> npt.NDArray[np.float32]:

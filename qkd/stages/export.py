@@ -63,7 +63,9 @@ def run(run: RunFolder, progress: Progress) -> None:
         nets = float_nets(run)
         files = [*kept.files, *_write_models(run, student, nets, splits, kept, progress)]
         files += write_beside(folder, preprocessing_of(run.config, splits))
-        files.append(write_run_sample(folder, {"student": student, **nets}, splits))
+        files.append(
+            write_run_sample(folder, {"student": student, **nets}, splits, preprocessing_of(run.config, splits))
+        )
         reports = {
             name: compare_file(student, folder / f"{name}.onnx", splits, run.config, progress)
             for name in student_files(run.config)
@@ -116,9 +118,10 @@ def _write_models(
     progress: Progress,
 ) -> list[Path]:
     folder, exported, example = run.folder("export"), {}, example_batch(splits)
-    now = student_files(run.config)["student"].target
+    now = student_files(run.config)["student"].target or ""  # as the record spells it
     if kept.target not in (None, now):
-        progress.warn(f"student.onnx was for {kept.target}, and is now for {now or 'ONNX Runtime'} (export.target)")
+        then = kept.target or "ONNX Runtime"
+        progress.warn(f"student.onnx was for {then}, and is now for {now or 'ONNX Runtime'} (export.target)")
     for name, file in student_files(run.config).items():
         preprocessing = preprocessing_of(run.config, splits, name)
         exported[name] = export_student(run.config, student, example, folder / f"{name}.onnx", file, preprocessing)

@@ -159,7 +159,7 @@ def _export_student(run: RunFolder, splits: Splits, folder: Path, progress: Prog
     write_json(folder / "layers.json", {"layers": layer_rows(student, reports["student"])})
     for name, report in reports.items():
         judge_file(name, report, progress)
-    sample = write_run_sample(folder, {"student": student}, splits)
+    sample = write_run_sample(folder, {"student": student}, splits, preprocessing_of(run.config, splits))
     return [*files, folder / "cost.json", folder / "layers.json", sample]
 
 

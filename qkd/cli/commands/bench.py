@@ -80,7 +80,13 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
             "onnxruntime, openvino, or both with a comma; a student runs only in its file's runtime",
         ),
         ("--affinity", None, cpus, "CPUS", "pin to these CPUs, e.g. 0,1 or 4-7"),
-        ("--sample", None, user_path, "FILE", "npz of images and labels to score the models on, on the device"),
+        (
+            "--sample",
+            None,
+            user_path,
+            "FILE",
+            "npz of images (float32, normalized) and labels to score the models on there",
+        ),
         ("--timeout", None, finite, "SECONDS", f"longest duration of one command on a device ({defaults.TIMEOUT_S:g})"),
         ("--output", None, output_file(".json"), "FILE.json", "also write the result to FILE as JSON"),
     ):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from qkd.cli.options.values import positive
 from qkd.engines.membership import is_member
+from qkd.failures import UsageError
 
 if TYPE_CHECKING:
     from qkd.config import RunConfig
@@ -32,6 +33,7 @@ def on_devices(args: argparse.Namespace, config: RunConfig, work: Callable[[], i
         work: What every process runs; returns the exit code.
 
     Raises:
+        UsageError: If torchrun has started another number of processes than ``--devices`` says.
         qkd.failures.ConfigError: If the config cannot be trained on so many devices, with every fault.
     """
     if is_member():
@@ -39,6 +41,8 @@ def on_devices(args: argparse.Namespace, config: RunConfig, work: Callable[[], i
         from qkd.pipeline.devices import require_devices
 
         with joined(config.device, synchronizes=config.sync_batch_norm) as engine:
+            if args.devices not in (1, engine.size):
+                raise UsageError(f"--devices {args.devices}: torchrun started {engine.size} processes; leave it out")
             require_devices(config, engine.size)
             return work()
     if args.devices == 1:

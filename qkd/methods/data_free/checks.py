@@ -9,7 +9,7 @@ from qkd.methods.data_free.making.watching import last_layer_of, norms_of
 
 
 def require_teacher_fits(
-    method: str, name: str, net: nn.Module, classes: int, image_shape: tuple[int, int, int]
+    method: str, name: str, net: nn.Module, classes: int, image_shape: tuple[int, int, int], groups: int = 1
 ) -> None:
     """Raise unless a teacher has everything that a method reads.
 
@@ -19,13 +19,16 @@ def require_teacher_fits(
         net: The net, with any weights.
         classes: Number of classes of the data set.
         image_shape: Channels, height and width.
+        groups: Number of generators.
 
     Raises:
-        ValueError: If it has no batch norm with running statistics, does not end in a linear layer of its classes, or
-            has fewer than two of them.
+        ValueError: If there are more generators than classes, or fewer than two classes, or it has no batch norm with
+            running statistics, or does not end in a linear layer of these classes.
     """
     kind = KINDS[method]
     require_classes(classes)
+    if groups > classes:
+        raise ValueError(f"student.data_free.groups: {groups} generators for {classes} classes; give at most {classes}")
     if kind.needs_statistics and not norms_of(net):
         others = ", ".join(other for other, row in KINDS.items() if not row.needs_statistics)
         raise ValueError(

@@ -87,7 +87,12 @@ class DataFree(Method):
         require_classes(len(splits.classes))
         net = fresh_net(self.config, self.config.teacher_net, splits, "teacher")
         require_teacher_fits(
-            self.settings.method, self.config.teacher_net, net, len(splits.classes), splits.image_shape
+            self.settings.method,
+            self.config.teacher_net,
+            net,
+            len(splits.classes),
+            splits.image_shape,
+            groups=self.settings.groups,
         )
         return blind(splits)
 

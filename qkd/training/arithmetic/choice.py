@@ -118,7 +118,8 @@ def decided(asked: Asked, batch_size: int, images: int, state: Mapping[str, Any]
     elif why := _no_race(asked, batch_size, images):
         began = replace(plain, reason=why)
     else:  # the first process also reads the file: another's folder may be on another machine
-        began = _of(current().first(lambda: (_kept(asked) or _raced(asked, batch_size)).to_json()))
+        share = batch_size // current().size  # what a process computes; within `first`, it is alone
+        began = _of(current().first(lambda: (_kept(asked) or _raced(asked, share)).to_json()))
     found = _with_wishes(asked, began)
     if found.step_ms and _read(asked.folder / FILE) != found:
         write_json(asked.folder / FILE, found.to_json())
@@ -145,9 +146,9 @@ def _no_race(asked: Asked, batch_size: int, images: int) -> str:
     )
 
 
-def _raced(asked: Asked, batch_size: int) -> Choice:
+def _raced(asked: Asked, images: int) -> Choice:
     candidates = _candidates(asked)
-    shape = (batch_size // current().size, *asked.image_shape)
+    shape = (images, *asked.image_shape)
     times = race(asked.model, shape, candidates, asked.device)
     if not times:
         return replace(unraced(asked), reason="no race: the net does not run on random images")

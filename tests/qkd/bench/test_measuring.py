@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import pytest
 import torch
 
 import qkd.bench.measuring
-from export import Device, DeviceResult, Sample, export_float, export_onnx, read_sample, write_sample
+from export import Device, DeviceResult, Preprocessing, Sample, export_float, export_onnx, read_sample, write_sample
+from export.storage.preprocessing import prepared_text
 from qkd.bench.targets import find_targets, is_float
 from qkd.cli import main
 from qkd.config.binding import config_text
@@ -147,6 +149,27 @@ def test_files_get_names_and_expected_logits(made: Path, tmp_path: Path) -> None
     assert is_float(export / "teacher.onnx") and not is_float(other)
 
 
+def test_images_prepared_for_another_run_are_refused(made: Path, tmp_path: Path) -> None:
+    """The shape fits, and the accuracy is wrong: a sample of one run was used for another with other normalization."""
+    size = read_sample(made / "export" / "sample.npz").images.shape[2:]
+    ours, theirs = (Preprocessing((mean,), (0.5,), size, ("a", "b"), resize="stretch") for mean in (0.5, 0.25))
+    net, example = TinyNet().eval(), torch.zeros(2, 1, *size)
+    files = {name: tmp_path / f"{name}.onnx" for name in ("ours", "theirs")}
+    for path, preprocessing in zip(files.values(), (ours, theirs), strict=True):
+        export_float(net, example, path, preprocessing=preprocessing)
+    plain = Sample(np.zeros((4, 1, *size), np.float32), np.zeros(4, np.int64))
+    own, bare = tmp_path / "own.npz", tmp_path / "bare.npz"
+    write_sample(own, replace(plain, prepared=prepared_text(ours)))
+    write_sample(bare, plain)
+    for fits in ([files["ours"]], [files["ours"], made / "export" / "student.onnx"]):  # one that says nothing
+        assert find_targets(list(map(str, fits)), own).sample is not None
+    with pytest.raises(ValueError, match=r"prepared for the sample do not fit theirs, .* mean 0\.5, .* mean 0\.25, "):
+        find_targets([str(files["theirs"])], own)
+    with pytest.raises(ValueError, match="prepared for ours do not fit theirs, so its accuracy would be wrong"):
+        find_targets(list(map(str, files.values())), bare)
+    assert find_targets([str(files["theirs"])], bare).sample is not None, "nothing says that it does not fit"
+
+
 def test_two_runs_keep_their_names_apart(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(made, tmp_path / "second")
     targets = find_targets([str(made), str(tmp_path / "second")])
@@ -156,7 +179,7 @@ def test_two_runs_keep_their_names_apart(made: Path, tmp_path: Path, capsys: pyt
     mine = read_sample(made / "export" / "sample.npz")
     write_sample(tmp_path / "second" / "export" / "sample.npz", Sample(mine.images[:9], mine.labels[:9]))
     _, err = run(capsys, made, tmp_path / "second", *QUICK, code=2)
-    assert "have different test images" in err and "--sample FILE" in err
+    assert "have different test images" in err and "measure them one by one" in err
 
 
 @pytest.mark.parametrize(

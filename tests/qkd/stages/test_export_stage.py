@@ -124,6 +124,10 @@ def test_files_for_other_runtimes_stay_while_they_are_of_the_same_student(
     assert any("student.slim.onnx is not in any record of this run's exports" in line for line in listener.said)
     assert "student.onnx was for onnxruntime-web, and is now for ONNX Runtime (export.target)" in listener.said
     assert {name: (folder / name).read_bytes() for name in first} == first  # also student.onnx: the same bytes
+    for target in ("iree", None):  # neither changes what student.onnx is for, nor does a first target
+        listener = Listening()
+        export(data, tmp_path, listener, target=target)
+        assert not any("student.onnx was for" in line for line in listener.said)
     facts = read_json(folder / "export.json")
     others = {"student.openvino", "student.onnxruntime-1.17", "student.iree"}
     assert facts.keys() == {"student", "teacher", *others} and sorted(run_files(folder.parent)) == [

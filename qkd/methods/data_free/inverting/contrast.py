@@ -54,7 +54,9 @@ class Contrast(Inverter):
         return Inverted(best.images, memory.state(kept), best.loss, best.low_bit)
 
     def _features(self) -> int:
-        return sum(norm.num_features for norm in self.teacher.norms)
+        blank = torch.zeros(2, *self.splits.image_shape, device=self.device)
+        with torch.no_grad():  # not all batch norms need run, and one may run twice
+            return _features(self.teacher(blank)).shape[1]
 
     def _generator(self, index: int) -> nn.Module:
         net = build_generator(self.settings, self.splits, self.seed, "inversion", index)

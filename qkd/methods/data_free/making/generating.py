@@ -124,7 +124,8 @@ class GeneratorStep:
         seen = self.teacher(images)
         moment = Moment(images, latents, batch.labels, seen, self.net.references.clone())
         found = OBJECTIVES[self.settings.method](moment, weights_of(self.settings.method, self.settings.weights))
-        if found.references is not None and batch.step == 1:  # the released code's place: the second step of an epoch
+        second = min(1, self.settings.steps_per_epoch - 1)  # the released code's place, if an epoch has a second step
+        if found.references is not None and batch.step == second:
             self.net.references.copy_(found.references)
         terms: dict[str, Tensor] = {self.settings.method: found.loss}
         return StepResult(found.loss, terms, seen.logits, facts=facts_of(seen))

@@ -159,6 +159,23 @@ def contrast() -> Contrast:
     return Contrast(Watched(TinyNet()), own, synthetic_splits(), 0, CPU)
 
 
+class UnevenNorms(TinyNet):
+    """One batch norm runs twice, and another one never."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.idle, self.twice = nn.BatchNorm2d(7), nn.BatchNorm2d(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.twice(self.twice(x)))
+
+
+def test_features_are_of_the_batch_norms_that_run() -> None:
+    own = DataFreeConfig(method="cmi", pool_steps=1, **SIZES)
+    made = Contrast(Watched(UnevenNorms()), own, synthetic_splits(), 0, CPU)(0, 4, {})
+    assert made.images.shape[0] == 4 and bool(made.images.isfinite().all())
+
+
 def test_each_batch_of_cmi_begins_with_a_generator_of_its_own() -> None:
     made = contrast()
     first, again, second = (made._generator(index) for index in (0, 0, 1))

@@ -148,6 +148,10 @@ def test_references_are_those_of_the_second_step_of_an_epoch(tmp_path: Path) -> 
         found.append(net.references.clone())
     assert not found[0].any() and found[1].any() and torch.equal(found[1], found[2])
     assert (tmp_path / "samples" / "epoch_00000.npz").is_file()
+    step = GeneratorStep(net, step.teacher, settings("rdskd", steps_per_epoch=1), splits, 0, tmp_path)
+    net.references.zero_()
+    step(Batch(latents[:, :, None, None], labels, latents, 0, 0))
+    assert net.references.any(), "an epoch without a second step has them, too"
 
 
 # --- images that are inverted
@@ -313,6 +317,8 @@ def test_a_teacher_that_lacks_what_is_read() -> None:
         if kind.needs_last_layer:
             with pytest.raises(ValueError, match="logits, but those of conv are the output of none"):
                 require_teacher_fits(method, "conv", convolutional, 2, (1, 2, 2))
+        with pytest.raises(ValueError, match=r"data_free\.groups: 3 generators for 2 classes; give at most 2"):
+            require_teacher_fits(method, "plain", plain, 2, (1, 2, 2), groups=3)
         with pytest.raises(ValueError, match="at least two classes, got 1"):
             require_teacher_fits(method, "plain", plain, 1, (1, 2, 2))
 

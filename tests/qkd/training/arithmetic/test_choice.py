@@ -15,7 +15,7 @@ import torch
 from qkd.config import RunConfig
 from qkd.config.binding import bind
 from qkd.data import Splits
-from qkd.engines.engine import Engine, using
+from qkd.engines.engine import Engine, alone, using
 from qkd.progress import Silent
 from qkd.run.identity import changes, differences
 from qkd.testing import synthetic_splits
@@ -201,6 +201,31 @@ def test_all_processes_do_what_the_first_one_says(tmp_path: Path, splits: Splits
     with using(Second()):
         found = choose(make_job(tmp_path, splits))
     assert (found.precision, found.memory_format, races) == ("float32", "channels_last", [])
+
+
+def test_a_race_is_about_the_share_of_a_process(
+    tmp_path: Path, splits: Splits, races: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first process races while it is alone: it timed the whole batch."""
+    shapes: list[Any] = []
+
+    class First(Engine):
+        size, rank = 2, 0
+
+        def first(self, work: Callable[[], Any]) -> Any:
+            with alone():
+                return work()
+
+    held = under_test.race
+
+    def noted(model: object, shape: Any, *rest: Any) -> Any:
+        shapes.append(shape)
+        return held(model, shape, *rest)
+
+    monkeypatch.setattr(under_test, "race", noted)
+    with using(First()):
+        choose(make_job(tmp_path, splits))
+    assert [shape[0] for shape in shapes] == [8]
 
 
 def test_a_file_that_says_nonsense_is_not_followed(tmp_path: Path, splits: Splits, races: list[Any]) -> None:

@@ -1,24 +1,12 @@
-"""`qkd bench --output`: where the result cannot be written, nothing is measured."""
+"""The table of `qkd bench`."""
 
 from __future__ import annotations
 
 import re
-from argparse import Namespace
-
-import pytest
 
 from export import Device, DeviceResult
-from qkd.bench.measuring import bench_models
 from qkd.bench.table import BenchTable
-from qkd.failures import UsageError
 from qkd.report.findings.terms import TERMS
-
-
-@pytest.mark.parametrize(("end", "words"), [("missing/n.json", "missing does not exist; create"), ("", "is a folder")])
-def test_an_output_that_cannot_be_written_is_refused_before_measuring(tmp_path, end, words):
-    with pytest.raises(UsageError, match=words):
-        # Nothing else of the arguments is read.
-        bench_models(Namespace(output=tmp_path / end), progress=None, calibration=None)
 
 
 def test_columns_are_explained_and_the_float_row_is_named():

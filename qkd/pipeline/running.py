@@ -10,6 +10,7 @@ from qkd.config import RunConfig
 from qkd.engines.engine import current
 from qkd.failures import UsageError
 from qkd.progress import Progress
+from qkd.roles.stored import changed_weights
 from qkd.run.folder import RunFolder
 
 Stage: TypeAlias = Callable[[RunFolder, Progress], None]
@@ -83,6 +84,8 @@ def _why_to_run(run: RunFolder, name: str, progress: Progress, *, looks: bool) -
         _check_images(run, progress)
     if not reason:
         _drop_leftovers(run, name)
+        if name == "teacher" and (warning := changed_weights(run.path)):
+            progress.warn(warning)
     return reason
 
 

@@ -16,6 +16,7 @@ from qkd.nets import load_weights
 from qkd.nets.imagenet import weights_file
 from qkd.roles.nets import fresh_net, net_facts, save_net, sizes_of
 from qkd.roles.outcome import score, write_outcome
+from qkd.roles.stored import WEIGHTS_HASH
 from qkd.run.identity import leaves
 from qkd.training import FitResult, Phase, supervised_step
 from qkd.training.assembly import WEIGHTS, Context, Made
@@ -108,6 +109,8 @@ class FloatRole:
 
     def _score(self, net: nn.Module, fitted: FitResult | None) -> Path:
         context = self.context
-        details = self.details(net)
+        source = self.source()
+        started = {} if source is None else {WEIGHTS_HASH: sha256_of(source)}
+        details = {**self.details(net), **started}
         outcome = score(self.name, self.net, net, context.splits, context.config.data, fitted, **details)
         return write_outcome(context.run.path / self.folder, outcome)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,8 @@ from qkd.data import Splits, iterate, normalize
 from qkd.data.sampling import stratified_quotas, take_quotas
 from qkd.data.splits import Split
 from qkd.progress import Tracker
-from qkd.terms.taps import Taps, dequantized
+from qkd.terms.last_layer import LinearCalls
+from qkd.terms.taps import Taps
 from quantizers.modes import evaluating
 
 
@@ -47,21 +49,15 @@ class LastInput:
     """
 
     def __init__(self, model: nn.Module, *, role: str = "model") -> None:
-        self._layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
         if not _has_linear(model):
             raise ValueError(f"the {role} has no linear layer; name a module whose output to read (--tap)")
-        self._calls: list[tuple[nn.Linear, Tensor, object]] = []
-        self._role = role
+        self._model, self._role, self._calls = model, role, LinearCalls(model)
 
     @contextmanager
     def reading(self) -> Iterator[LastInput]:
         """Hold the hooks within a block."""
-        handles = [layer.register_forward_hook(self._read) for layer in self._layers]
-        try:
+        with self._calls.reading():
             yield self
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def take(self, logits: object) -> tuple[nn.Linear, Tensor]:
         """Return the layer and its input in the latest forward pass.
@@ -72,15 +68,10 @@ class LastInput:
         Raises:
             RuntimeError: If none ran.
         """
-        calls, self._calls = self._calls, []
-        if not calls:
+        found = self._calls.take(logits, or_last=True)
+        if found is None:
             raise RuntimeError(f"no linear layer of the {self._role} ran in the forward pass")
-        layer, read, _ = next((call for call in reversed(calls) if call[2] is logits), calls[-1])
-        return layer, read
-
-    def _read(self, module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
-        if isinstance(module, nn.Linear):
-            self._calls.append((module, dequantized(inputs[0]), output))
+        return cast(nn.Linear, self._model.get_submodule(found[0])), found[1]
 
 
 def last_linear(model: nn.Module, example: Tensor, *, role: str = "model") -> nn.Linear:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import onnx
 
 from export import Sample, expect, export_int8_baseline, read_sample
+from export.runtime import load_model
 from export.storage.preprocessing import require_prepared_alike
 from export.targets.table import ONNXRUNTIME
 from qkd.failures import UsageError
@@ -73,7 +74,7 @@ def find_targets(names: Sequence[str], sample_file: Path | None = None, runtimes
             paths[_free_name(Path(name), paths)] = _model_file(Path(name))
     sample = read_sample(sample_file) if sample_file else _own_sample(runs)
     if sample is not None:
-        require_prepared_alike(sample.prepared, {name: onnx.load(path) for name, path in paths.items()})
+        require_prepared_alike(sample.prepared, {name: load_model(path) for name, path in paths.items()})
     return Targets(paths, expect(sample, paths) if sample else None, runs)
 
 

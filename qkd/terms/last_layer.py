@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from qkd.terms.taps import dequantized
 from quantizers.modes import evaluating
 
 
@@ -20,7 +21,7 @@ class LinearCalls:
 
     def __init__(self, net: nn.Module) -> None:
         self._layers = [(path, module) for path, module in net.named_modules() if isinstance(module, nn.Linear)]
-        self._calls: list[tuple[str, Tensor, Tensor]] = []
+        self._calls: list[tuple[str, Tensor, object]] = []
 
     @contextmanager
     def reading(self) -> Iterator[LinearCalls]:
@@ -30,7 +31,7 @@ class LinearCalls:
             The object itself.
         """
         handles = [
-            layer.register_forward_hook(lambda _, given, made, path=path: self._calls.append((path, given[0], made)))
+            layer.register_forward_hook(lambda _, given, made, path=path: self._keep(path, given[0], made))
             for path, layer in self._layers
         ]
         try:
@@ -39,17 +40,22 @@ class LinearCalls:
             for handle in handles:
                 handle.remove()
 
-    def take(self, logits: Tensor) -> tuple[str, Tensor] | None:
+    def take(self, logits: object, *, or_last: bool = False) -> tuple[str, Tensor] | None:
         """Return path and input of the layer whose output a net returned, and forget the calls.
 
         Args:
             logits: What the latest forward pass returned, itself.
+            or_last: Whether the last layer to run serves if the logits are not a linear layer's own output.
 
         Returns:
-            None if the logits are not a linear layer's own output: something follows it, or there is none.
+            None if there is no such layer: something follows it, say, or none ran.
         """
         calls, self._calls = self._calls, []
-        return next(((path, read) for path, read, made in reversed(calls) if made is logits), None)
+        found = [call for call in calls if call[2] is logits] or (calls if or_last else [])
+        return found[-1][:2] if found else None
+
+    def _keep(self, path: str, read: object, made: object) -> None:
+        self._calls.append((path, dequantized(read, path), made))
 
 
 def logits_layer(net: nn.Module, images: Tensor) -> tuple[str, Tensor] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -204,16 +205,21 @@ def _is_hidden(file: Path, folder: Path) -> bool:
     return any(is_hidden(part) for part in file.relative_to(folder).parts)
 
 
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
 def _labels_of(names: Sequence[str], model: Model, where: Path) -> dict[str, int]:
     if not model.classes:
         return {name: label for label, name in enumerate(names)}
-    unknown = [name for name in names if name not in model.classes]
+    labels = {_composed(name): label for label, name in enumerate(model.classes)}  # macOS decomposes accents
+    unknown = [name for name in names if _composed(name) not in labels]
     if unknown:
         raise UsageError(
             f"{where}: the model does not have class {', '.join(map(repr, unknown[:3]))}; it has "
             f"{', '.join(map(repr, model.classes[:8]))}{', ...' if len(model.classes) > 8 else ''}"
         )
-    return {name: model.classes.index(name) for name in names}
+    return {name: labels[_composed(name)] for name in names}
 
 
 def _read_files(files: Sequence[tuple[Path, int]], model: Model) -> Batches:

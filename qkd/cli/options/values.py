@@ -66,13 +66,14 @@ def cpus(text: str) -> tuple[int, ...]:
     return tuple(found)
 
 
-def output_file(*endings: str) -> Callable[[str], Path]:
+def output_file(*endings: str, in_new_folder: bool = False) -> Callable[[str], Path]:
     """Return the type of an argument that names a file to write.
 
     Checked before anything is computed: the folder exists, the ending fits, and no file of a run would be replaced.
 
     Args:
         endings: Allowed ones, such as ``.png``; any if none is given.
+        in_new_folder: Whether the folder need not exist.
     """
 
     def path_of(text: str) -> Path:
@@ -81,7 +82,7 @@ def output_file(*endings: str) -> Callable[[str], Path]:
         path = user_path(text)
         if endings and path.suffix not in endings:
             raise argparse.ArgumentTypeError(f"must end in {' or '.join(endings)}, got {shown_line(text, 200)}")
-        if path.is_dir() or not path.parent.is_dir():
+        if path.is_dir() or not (in_new_folder or path.parent.is_dir()):
             raise argparse.ArgumentTypeError(
                 f"needs the name of a file in an existing folder, got {shown_line(text, 200)}"
             )

@@ -20,8 +20,10 @@ from PIL import Image
 import qkd.predicting.predict as program
 from export.storage.preprocessing import KEYS, write_properties
 from qkd.cli import main
+from qkd.failures import UsageError
 from qkd.files import read_json
 from qkd.predicting.predict import InputError, Model
+from qkd.predicting.scoring import _labels_of
 from qkd.run.folder import RunFolder
 from qkd.testing import run_tiny, tiny_config
 
@@ -358,3 +360,12 @@ def test_export_for_an_older_runtime_keeps_a_file_that_is_proven(
     assert "already runs on onnxruntime 1.24" in capsys.readouterr().err
     for wrong in ("tensorrt", "onnxruntime==1.2"):
         assert main(["export", str(run.path), "--for", wrong]) == 2
+
+
+def test_an_accent_may_be_spelled_in_two_ways(run: RunFolder, tmp_path: Path) -> None:
+    """macOS decomposes the names of folders; the error then listed the very class that it said was missing."""
+    model = Model(str(run.path / "export" / "student.onnx"))
+    model.facts["classes"] = ["blau", "gr\u00fcn"]
+    assert _labels_of(["gru\u0308n", "blau"], model, tmp_path) == {"gru\u0308n": 1, "blau": 0}
+    with pytest.raises(UsageError, match="does not have class 'grun'"):
+        _labels_of(["grun"], model, tmp_path)

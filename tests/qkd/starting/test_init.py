@@ -96,7 +96,7 @@ def test_own_net_and_weights_with_another_head(home: Path, capsys: pytest.Captur
     found = init(capsys, *words, "--weights", "old.pth")
     assert "new head `5` (7 classes in the file)" in found["note"]
     text = (home / "configs" / "new.yaml").read_text(encoding="utf-8")
-    assert "net: ../code/mynet.py:build, weights: old.pth, head: new" in text and f"path: {home}/pets" in text
+    assert f"net: ../code/mynet.py:build, weights: {home}/old.pth, head: new" in text and f"path: {home}/pets" in text
     config = load_config("configs/new.yaml")
     assert config.teacher.train is not None and config.teacher.train.lr == 0.01
     found = init(capsys, *words, "--weights", "same.pth", "--force")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qkd.cli.options.command import add_command, print_result
+from qkd.cli.options.values import output_file
 from qkd.files.user_paths import user_path
 
 
@@ -23,7 +24,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--out",
         metavar="FILE.yaml",
-        type=user_path,
+        type=output_file(".yaml", ".yml", in_new_folder=True),
         help="file to write (default: named after FOLDER, in the current folder)",
     )
     parser.add_argument("--force", action="store_true", help="overwrite an existing config")
@@ -32,6 +33,7 @@ def add(commands: Any) -> None:
 def init(args: argparse.Namespace) -> int:
     """Inspect the folder, write the config, and print what was found."""
     from qkd.failures import UsageError
+    from qkd.nets.imagenet import IMAGENET
     from qkd.starting import first_config, look_at
 
     stem = "digits" if args.folder is None else args.folder.resolve().name or "run"
@@ -41,5 +43,8 @@ def init(args: argparse.Namespace) -> int:
     look = None if args.folder is None else look_at(args.folder)
     is_here = file.resolve().parent == Path.cwd()
     folder = args.folder if args.folder is None or is_here else args.folder.resolve()
-    options = {"net": args.net, "weights": args.weights, "bits": args.bits}
+    weights = args.weights
+    if weights is not None and not is_here and str(weights) != IMAGENET:
+        weights = weights.resolve()
+    options = {"net": args.net, "weights": weights, "bits": args.bits}
     return print_result(args, first_config(look, folder, file, **options))

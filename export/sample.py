@@ -17,6 +17,7 @@ from export.runtime import open_session
 from export.writing import checked_target, write_whole
 
 Array = npt.NDArray[np.float32]
+LONGEST_PREPARED = 2000  # characters; it is shown in errors
 PREPARED = "prepared"  # entry that says how the images were resized and normalized
 LOGITS = "logits."  # prefix of an entry of expected logits; the model's name follows
 SAMPLE_BYTES = 16 << 20  # of images; a board's link transfers this in seconds
@@ -35,7 +36,7 @@ class Sample:
             :func:`export.storage.preprocessing.prepared_text` writes it; empty if unknown.
 
     Raises:
-        ValueError: If shapes do not fit, there are no images, or a value is not finite.
+        ValueError: If shapes do not fit, there are no images, a value is not finite, or ``prepared`` is no line.
     """
 
     images: Array
@@ -52,6 +53,8 @@ class Sample:
             self.labels.shape != self.images.shape[:1] or self.labels.dtype.kind not in "iu"
         ):
             raise ValueError(f"labels must be {len(self.images)} integers, got {self.labels.dtype} {self.labels.shape}")
+        if len(self.prepared) > LONGEST_PREPARED or not self.prepared.isprintable():
+            raise ValueError(f"prepared must be a line of at most {LONGEST_PREPARED:,} characters")
         for name, values in self.logits.items():
             if values.ndim != 2 or len(values) != len(self.images) or values.dtype.kind != "f":
                 raise ValueError(f"logits of {name} must be float [{len(self.images)}, classes], got {values.shape}")

@@ -58,6 +58,8 @@ EXAMPLES = """examples:
 
 exit codes: 0 done, 1 the run or a parity check failed, 2 the input is wrong, 130 interrupted"""
 
+OLD_NAME = "the old name will be removed in the next release"  # in every warning of a renamed key
+
 # in the order of `qkd --help`
 COMMANDS = (
     init, run, stage, federate, bench, report, predict, val, compare, ls, show, validate, cost, diagnose, retrieve,
@@ -80,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     with clean_output(), warnings.catch_warnings():
         quiet_cuda()
-        warnings.filterwarnings("default", ".*the old name will be removed in the next release", DeprecationWarning)
+        warnings.filterwarnings("default", f".*{OLD_NAME}", DeprecationWarning)
         warnings.showwarning = _shown_as_ours(warnings.showwarning)
         args = parse(arguments)
         args.argv = arguments
@@ -91,7 +93,7 @@ def _shown_as_ours(others: Callable[..., None]) -> Callable[..., None]:
     """Return what shows warnings: old names in a config in a line for people, without a place in our source."""
 
     def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
-        if category is DeprecationWarning and "the old name" in str(message):
+        if category is DeprecationWarning and OLD_NAME in str(message):
             print(f"warning: {message}", file=sys.stderr)
         else:
             others(message, category, *place)

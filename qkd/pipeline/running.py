@@ -84,7 +84,7 @@ def _why_to_run(run: RunFolder, name: str, progress: Progress, *, looks: bool) -
         _check_images(run, progress)
     if not reason:
         _drop_leftovers(run, name)
-        if name == "teacher" and (warning := changed_weights(run.path)):
+        if name == "teacher" and (warning := changed_weights(run.path, run.config)):
             progress.warn(warning)
     return reason
 

@@ -55,7 +55,7 @@ def beside(config: RunConfig, runs_dir: Path, progress: Progress) -> RunConfig:
         f"{folder} has a student of other widths; this one goes to {runs_dir / name} and reuses "
         f"{' and '.join(('teacher', *stages))}, which are not trained again"
     )
-    if warning := changed_weights(folder):
+    if warning := changed_weights(folder, first):
         progress.warn(warning)
     teacher = config.teacher.model_copy(update={"run": folder.resolve()})
     return config.model_copy(update={"name": name, "teacher": teacher})

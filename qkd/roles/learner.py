@@ -24,6 +24,7 @@ from qkd.roles.guide import TAUGHT, guide_of, load_guide
 from qkd.roles.nets import fresh_net, net_facts, prepare_student, save_net, sizes_of
 from qkd.roles.outcome import score, write_outcome
 from qkd.roles.phases import Distillation, distillation
+from qkd.roles.stored import WEIGHTS_HASH
 from qkd.roles.views import run_view
 from qkd.seeding import stream
 from qkd.training import FitResult, Phase
@@ -315,6 +316,8 @@ class StudentRole:
         if _is_taught(teacher, made):
             taught = score("teacher, taught along", config.teacher_net, teacher, splits, config.data, None)
             files.append(write_outcome(run.path / TAUGHT, taught))
+        given = config.student.weights
+        started = {} if given is None else {WEIGHTS_HASH: sha256_of(weights_file(given, config.student_net))}
         outcome = score(
             self.name,
             config.student_net,
@@ -324,6 +327,7 @@ class StudentRole:
             fitted,
             parameters=sum(parameter.numel() for parameter in self.net().parameters()),
             **self.details(),
+            **started,
             **found,
         )
         last = fitted.rows[-1].get("val_accuracy") if fitted is not None and fitted.rows else None

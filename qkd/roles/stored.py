@@ -37,16 +37,16 @@ def stored_config(folder: Path) -> RunConfig:
         ])) from error  # fmt: skip
 
 
-def changed_weights(folder: Path) -> str:
+def changed_weights(folder: Path, config: RunConfig) -> str:
     """Return what to warn of if a run's float nets started from files that hold other weights now; empty if none do.
 
     The run keeps what it made from them. A file that is gone is no longer needed.
 
     Args:
         folder: The run folder.
+        config: Its config.
     """
-    config = stored_config(folder)
-    started = {"teacher": ("teacher", config.teacher.weights), "student": ("student/float", config.student.weights)}
+    started = {"teacher": ("teacher", config.teacher.weights), "student": ("student", config.student.weights)}
     found = []
     for role, (place, weights) in started.items():
         try:

@@ -48,6 +48,8 @@ def test_expected_logits_are_computed_where_they_are_missing(residual, tmp_path)
         ({"images": IMAGES, "labels": np.arange(3)}, "labels must be 20 integers"),
         ({"images": IMAGES, "labels": np.ones(20)}, "labels must be 20 integers"),
         ({"images": IMAGES, "logits.a": np.ones((3, 2), np.float32)}, r"logits of a must be float \[20, classes\]"),
+        ({"images": IMAGES, "prepared": "a\nb"}, "prepared must be a line"),
+        ({"images": IMAGES, "prepared": "a" * 2001}, "prepared must be a line of at most 2,000 characters"),
         ({"pictures": IMAGES}, "it has no array `images`, only pictures"),
         ({"images": np.array([{}], object)}, "not an npz file of plain arrays"),
     ],

@@ -77,14 +77,15 @@ class Pool:
 def balanced_labels(count: int, classes: int, generator: torch.Generator, *, shuffled: bool = True) -> Tensor:
     """Return labels for a batch, int64 ``[count]``: every class as often as any other, or once more.
 
-    In batches of fewer than two images per class, other classes are drawn for each batch: if it were always the first
-    ones, the last classes of many would have half as many images as the others, or none.
+    In batches of fewer than two images per class, it is drawn for each batch which classes have one more, and the order
+    is random: if it were always the first ones, the last classes of many would have half as many images as the others,
+    or none. In larger batches it is the first ones.
 
     Args:
         count: Number of images in the batch.
         classes: Number of classes.
         generator: Draws the order, and the classes.
-        shuffled: Whether the order is random; otherwise, classes follow each other.
+        shuffled: Whether the order of a larger batch is random; otherwise, classes follow each other.
     """
     if count < 2 * classes:
         rounds = [torch.randperm(classes, generator=generator) for _ in range(-(-count // classes))]

@@ -11,7 +11,7 @@ from export.extras import QONNX, TENSORBOARD
 from export.targets import TARGETS
 from qkd.config.bind_faults import Fault
 from qkd.config.borrowed import borrowed_run
-from qkd.files.user_paths import user_path
+from qkd.files.user_paths import looked_in, user_path
 from qkd.run.folder import manifest_of
 
 CONTENT = {"npz": "train.npz and test.npz", "folder": "train/<class>/ and test/<class>/"}  # data set -> what path holds
@@ -41,7 +41,7 @@ def file_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
     for role in ("teacher", "student"):
         weights = _group(data, role).get("weights")
         if isinstance(weights, str) and weights != "imagenet" and not user_path(weights).is_file():
-            yield (role, "weights"), f"no such file: {weights}{_looked_in(weights)}"
+            yield (role, "weights"), f"no such file: {weights}{looked_in(weights)}"
         agent = _group(_group(data, role), "agent")
         if agent.get("policy") == "file" and isinstance(agent.get("schedule"), str):
             yield from (
@@ -83,13 +83,31 @@ def _data_faults(section: Mapping[str, Any]) -> Iterator[Fault]:
     elif isinstance(path, str) and not user_path(path).is_dir():
         yield (
             ("data", "path"),
-            f"no such folder: {path}{_looked_in(path)}; data set `{name}` needs one with {CONTENT[name]}",
+            f"no such folder: {path}{looked_in(path)}; data set `{name}` needs one with {CONTENT[name]}",
         )
+    elif isinstance(path, str) and (fault := _content_fault(name, user_path(path))):
+        yield ("data", "path"), fault
 
 
-def _looked_in(path: str) -> str:
-    """Return where a relative path was looked for, since the config may be elsewhere."""
-    return "" if user_path(path).is_absolute() else f" in {Path.cwd()} (paths are relative to the current folder)"
+def _content_fault(name: str, folder: Path) -> str:
+    """Return what keeps a folder from being a data set, as far as its entries tell; the files are not read."""
+    from qkd.data import DataError
+    from qkd.data.sets.arrays import ARCHIVES
+    from qkd.data.sets.folder import is_hidden
+    from qkd.data.sets.layout import layout_of
+
+    try:
+        if name == "npz":
+            lacking = [file for file in ARCHIVES if not (folder / file).is_file()]
+            return f"{folder} has no {' and no '.join(lacking)}; data set `npz` needs both" if lacking else ""
+        train = layout_of(folder, is_hidden).train
+        if not any(one.is_dir() and not is_hidden(one.name) for one in train.iterdir()):
+            return f"{train} has no class folders; data set `folder` needs one with {CONTENT[name]}, or <class>/ alone"
+    except DataError as error:
+        return str(error)
+    except OSError as error:
+        return f"{folder}: cannot be read ({error.strerror or error})"
+    return ""
 
 
 def _schedule_faults(path: Path) -> list[str]:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainSerializer, PlainValidator, SerializationInfo, WithJsonSchema, model_validator
+from pydantic import (
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    SerializationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from qkd.config.sections import MOST_PIXELS, NEWER, BatchSize, Fraction, Images, Pixels, Section, UserPath, Workers
 from qkd.image_size import ImageSize, image_size_of
@@ -151,6 +159,13 @@ class DataConfig(Section):
             found = "nothing" if self.unseen_domain is None else f"`{self.unseen_domain}`"
             raise ValueError(f"`unseen_domain` must name one of {', '.join(self.domains)}, got {found}")
         return self
+
+    @field_validator("channels", mode="before")
+    @classmethod
+    def _no_truth_value(cls, value: Any) -> Any:
+        if isinstance(value, bool):  # True == 1, so it would mean gray
+            raise ValueError(f"must be 1 (gray), 3 (color) or null, got {str(value).lower()}")
+        return value
 
     @model_validator(mode="after")
     def _mean_and_std_come_together(self) -> DataConfig:

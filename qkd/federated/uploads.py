@@ -30,12 +30,31 @@ class FloatUpload:
         """Return the state in the tensors of a reply."""
         return below(tensors, MODEL)
 
+    def encode_calibrated(self, net: nn.Module) -> dict[str, Tensor]:
+        """Return the tensors of a reply to a calibration.
+
+        Args:
+            net: The client's; calibration has set its scales. Weights change only together with their steps, by the
+                same tiny factor, which leaves their codes (:func:`quantizers.settle`).
+        """
+        return self.encode(net)
+
+    def decode_calibrated(self, tensors: Mapping[str, Tensor], sent: State) -> State:  # noqa: ARG002
+        """Return the state in the tensors of a reply to a calibration.
+
+        Args:
+            tensors: Of the reply.
+            sent: State that the server sent to be calibrated.
+        """
+        return self.decode(tensors)
+
 
 class CodesUpload(FloatUpload):
     """Weights as codes: for each layer its codes, with as many bits as the grid needs, and its scales in float.
 
     The position of a shadow weight within its code's cell (up to half a step) and the amount of clipping are lost: the
-    server averages dequantized weights. The rest of the state (biases, batch norm, scales) is sent in float.
+    server averages dequantized weights. The rest of the state (biases, batch norm, scales) is sent in float. Since
+    calibration trains no weight, a reply to it has none: the server keeps its own, unrounded.
 
     Args:
         student: Low-bit, of the clients' kind; the server's own, whose state is overwritten by :meth:`decode`.
@@ -75,6 +94,26 @@ class CodesUpload(FloatUpload):
             ) + quant.low_code  # fmt: skip
             weights[f"{name}.weight"] = layer.weight_of_codes(codes.reshape(weight.shape).to(weight.device)).cpu()
         return {name: rest[name] if name in rest else weights[name] for name in own}
+
+    def encode_calibrated(self, net: nn.Module) -> dict[str, Tensor]:
+        """Return the tensors of a reply to a calibration: all but the low-bit layers' weights."""
+        weights = {f"{MODEL}{name}.weight" for name in quant_layers(net)}
+        return {name: tensor for name, tensor in super().encode(net).items() if name not in weights}
+
+    def decode_calibrated(self, tensors: Mapping[str, Tensor], sent: State) -> State:
+        """Return the state in the tensors of a reply to a calibration, with the weights that the server sent.
+
+        Raises:
+            ValueError: If the tensors are not of this student.
+        """
+        rest, layers = below(tensors, MODEL), quant_layers(self._student)
+        weights = {f"{name}.weight": sent[f"{name}.weight"] for name in layers}
+        fill(self._student, sent)
+        before = {name: layer.quant.step.detach().clone() for name, layer in layers.items()}
+        fill(self._student, {**weights, **rest})
+        for name, layer in layers.items():  # settling rescales weights with their steps
+            weights[f"{name}.weight"] = weights[f"{name}.weight"] * (layer.quant.step.detach() / before[name]).cpu()
+        return {name: rest[name] if name in rest else weights[name] for name in sent}
 
 
 def code_bits(low: int, high: int) -> int:

@@ -5,6 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 
+def looked_in(path: str | Path) -> str:
+    """Return where a relative path was looked for, since the config that names it may be elsewhere.
+
+    Args:
+        path: As written.
+
+    Returns:
+        Words that follow the path; empty if it is absolute.
+    """
+    return "" if user_path(path).is_absolute() else f" in {Path.cwd()} (paths are relative to the current folder)"
+
+
 def user_path(text: str | Path) -> Path:
     """Return the path that the user means.
 

@@ -13,15 +13,15 @@ import torch
 from qkd.config import DataConfig
 from qkd.data import DataError, load_splits
 from qkd.data.sets import FolderSplit, list_folder
+from qkd.data.sets.arrays import ARCHIVES
 from qkd.data.sets.folder import is_hidden
-from qkd.data.sets.images import IMAGE_SUFFIXES, read_header
+from qkd.data.sets.images import IMAGE_SUFFIXES, read_headers
 from qkd.image_size import ImageSize, image_size_of, size_text
 
 LARGEST_NATIVE = 256  # pixels per side that are kept if all images have them; a net for more takes hours on a CPU
 LARGEST_CHOSEN = 224  # pixels per side that other images are resized to at most
 STEP = 32  # sides are multiples of it: five halvings leave whole pixels
 _NAMED = 8  # classes that are listed by name
-ARCHIVES = ("train.npz", "test.npz")
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def look_at(folder: Path) -> Look:
     parts = list_folder(folder)
     if len(parts.classes) < 2:
         raise DataError(f"{folder} has only one class ({parts.classes[0]}); a classifier needs two or more folders")
-    headers = [read_header(path) for part in (parts.train, parts.test) for path in _files(part)]
+    headers = read_headers(path for part in (parts.train, parts.test) for path in _files(part))
     sizes = Counter((header.height, header.width) for header in headers)
     by_area = sorted(sizes, key=lambda size: (size[0] * size[1], size))
     labels = torch.cat([parts.train.labels, parts.test.labels])

@@ -29,6 +29,7 @@ from qkd.data.sets import (
 from qkd.data.sets.digits import SIDE
 from qkd.data.splits import Parts, Split, Splits
 from qkd.data.statistics import channel_statistics
+from qkd.files.user_paths import looked_in
 from qkd.foreign import nearest
 from qkd.image_size import height_width, image_size_of
 
@@ -95,11 +96,13 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
         OSError: If a file of the set cannot be read.
     """
     _require_known(config.name)
-    config = preprocessed(config)
+    config, resize_size = preprocessed(config), config.resize_size
     parts, target = DATASETS[config.name](config), None
     hash_file = functools.cache(file_digest)  # of each file once
     facts, repeated = facts_of(parts, hash_file), overlap_notes(parts, hash_file)
     parts, resize = _in_form(parts, config)
+    if resize_size is not None and resize == "none":
+        repeated.append("data.resize_size: not used, because the images have the target size already")
     fingerprint = facts.fingerprint
     if config.domains is not None:
         (parts, target), fingerprint = divide_domains(parts, config), domain_mark(fingerprint, config)
@@ -186,7 +189,10 @@ def _folder_of(config: DataConfig, content: str) -> Path:
     if config.path is None:
         raise DataError(f"data.path: missing; data set {config.name!r} needs a folder with {content}")
     if not config.path.is_dir():
-        raise DataError(f"data.path: {config.path} is not a folder; data set {config.name!r} needs one with {content}")
+        raise DataError(
+            f"data.path: {config.path} is not a folder{looked_in(config.path)}; data set {config.name!r} needs one "
+            f"with {content}"
+        )
     return config.path
 
 

@@ -18,6 +18,7 @@ from qkd.data.splits import MemorySplit, Parts
 from qkd.files import parse_json
 from qkd.foreign import UnreadableFileError, read_text
 
+ARCHIVES = ("train.npz", "test.npz")
 _WANTED = "`images` uint8 [n, height, width] or [n, height, width, channels] and `labels` integers [n]"
 _LARGEST_NAMES = 1 << 26  # bytes of classes.json; a million names take half of that
 
@@ -55,7 +56,7 @@ def load_npz_splits(folder: Path) -> Parts:
         raise DataError(
             f"{folder}: classes {listed(untrained)} are in test.npz but not in train.npz, so they cannot be learned"
         )
-    others = sorted(path.name for path in folder.glob("*.npz") if path.name not in ("train.npz", "test.npz"))
+    others = sorted(path.name for path in folder.glob("*.npz") if path.name not in ARCHIVES)
     notes = (f"{listed(others)} beside train.npz and test.npz not read",) if others else ()
     return Parts(train, test, classes, notes)
 

@@ -14,7 +14,7 @@ from qkd.data.errors import DataError
 from qkd.data.labels import listed, require_names
 from qkd.data.sampling import stratified_quotas, take_quotas
 from qkd.data.sets.fitting import Fit
-from qkd.data.sets.images import CROP, IMAGE_SUFFIXES, Header, decode_into, read_header
+from qkd.data.sets.images import CROP, IMAGE_SUFFIXES, Header, decode_into, read_headers
 from qkd.data.sets.layout import Layout, layout_of
 from qkd.data.splits import Parts
 from qkd.image_size import ImageSize, height_width, image_size_of
@@ -131,9 +131,9 @@ def load_folder_splits(folder: Path, form: Form = AS_THEY_ARE) -> Parts:
     """
     found = list_folder(folder, form)
     looked = _Look(wants_one_size=form.image_size is None)
-    for part in (found.train, found.test):
-        for path in part.files:  # type: ignore[attr-defined]
-            looked.at(path, read_header(path))
+    paths = [path for part in (found.train, found.test) for path in part.files]  # type: ignore[attr-defined]
+    for path, header in zip(paths, read_headers(paths), strict=True):
+        looked.at(path, header)
     size, channels = form.image_size or looked.size(), form.channels or (1 if looked.is_gray else 3)
     parts = [FolderSplit(part.files, part.labels, channels=channels, image_size=size, fit=form.fit)  # type: ignore[attr-defined]
              for part in (found.train, found.test)]  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from qkd.data.errors import DataError
 from qkd.data.sets import jpeg, resampling
 from qkd.data.sets.fitting import Fit
 from qkd.image_size import ImageSize, height_width
+from qkd.units import counted
 
 # suffix -> Pillow's name of the format; no other decoder is used (the EPS decoder, for example, starts Ghostscript)
 FORMATS = {
@@ -29,6 +30,8 @@ MOST_PIXELS = 89_478_485  # in a file and after resizing: where Pillow starts to
 CROP = Fit()
 DIVISORS = (1, 2, 4, 8)  # of the sides; JPEG decoders have fast transforms for them
 Piece = Callable[[tuple[int, int]], tuple[int, int, int, int]]  # width, height -> left, top, width, height
+_EXPLAINED = 5  # of the files of a set that cannot be read
+_NAMED = 20
 _GRAY_MODES = frozenset({"1", "L", "LA"})
 _COLOR_MODES = frozenset({"P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})
 
@@ -55,6 +58,28 @@ def read_header(path: Path) -> Header:
             f"{path}: its pixels have mode {mode!r}, not 8 bits per channel; convert it to 8-bit gray or RGB"
         )
     return Header(width, height, mode in _GRAY_MODES)
+
+
+def read_headers(paths: Iterable[Path]) -> list[Header]:
+    """Read the headers of all image files of a set.
+
+    Raises:
+        DataError: If any of them cannot be read: why, for the first ones, and the names of others.
+    """
+    headers: list[Header] = []
+    bad: list[str] = []
+    others: list[str] = []
+    for path in paths:
+        try:
+            headers.append(read_header(path))
+        except DataError as error:
+            (bad if len(bad) < _EXPLAINED else others).append(str(error) if len(bad) < _EXPLAINED else ascii(str(path)))
+    if others:
+        more = f", and {len(others) - _NAMED:,} more" if len(others) > _NAMED else ""
+        bad.append(f"{counted(len(others), 'more file')} cannot be read: {', '.join(others[:_NAMED])}{more}")
+    if bad:
+        raise DataError("\n".join(bad))
+    return headers
 
 
 def decode(path: Path, *, channels: int, image_size: ImageSize, fit: Fit = CROP) -> Tensor:

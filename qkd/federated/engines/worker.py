@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 
 from qkd.config import TrainConfig
 from qkd.federated.federation import Federation
@@ -50,7 +51,7 @@ class Worker:
         federation = self.federation
         batches = federation.batches(order.client, 0, federation.config.student.calibration_batches)
         calibrate(self.net, [images for images, _ in batches])
-        return self._reply(order, {})
+        return self._reply(order, self.upload.encode_calibrated(self.net), {})
 
     def _train(self, order: Order) -> Reply:
         federation, settings = self.federation, self.federation.settings
@@ -71,8 +72,8 @@ class Worker:
             total += loss.item()
             if not math.isfinite(total):
                 raise ClientError(f"the loss is {loss.item()} in step {step + 1}; lower federated.lr")
-        reply = self._reply(order, {"loss": total / settings.local_steps})
-        return Reply(reply.client, {**reply.tensors, **objective.report()}, reply.metrics)
+        tensors = {**self.upload.encode(self.net), **objective.report()}
+        return self._reply(order, tensors, {"loss": total / settings.local_steps})
 
     def _optimizer(self, server_round: int) -> torch.optim.Optimizer:
         settings = self.federation.settings
@@ -89,6 +90,6 @@ class Worker:
         share = accuracy(self.net, split, federation.splits, federation.config.data, federation.device) or 0.0
         return Reply(order.client, {}, {"images": float(len(split)), "right": round(share * len(split))})
 
-    def _reply(self, order: Order, metrics: dict[str, float]) -> Reply:
+    def _reply(self, order: Order, tensors: dict[str, Tensor], metrics: dict[str, float]) -> Reply:
         images = float(len(self.federation.parts[order.client]))
-        return Reply(order.client, self.upload.encode(self.net), {"images": images, **metrics})
+        return Reply(order.client, tensors, {"images": images, **metrics})

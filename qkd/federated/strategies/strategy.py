@@ -84,6 +84,7 @@ class Strategy:
         self.federation = federation
         self.net = federation.net()  # the server's own, to decode uploads and to score
         self.upload = federation.upload(self.net)
+        self._calibrated: State = {}  # what the clients calibrate
 
     # the same as in Flower's strategies
 
@@ -95,6 +96,7 @@ class Strategy:
             model: State of the global net.
         """
         task: Task = "train" if server_round else "calibrate"
+        self._calibrated = {} if server_round else model
         tensors = prefixed(MODEL, model) | (self.sent(server_round) if server_round else {})
         return [Order(client, task, server_round, tensors) for client in self.clients(server_round)]
 
@@ -111,7 +113,10 @@ class Strategy:
             why = self.fault(reply) or (self._unlike(reply.tensors, self.wanted()) if server_round else "")
             if not why:
                 try:
-                    nets[reply.client] = self.upload.decode(reply.tensors)
+                    nets[reply.client] = (
+                        self.upload.decode(reply.tensors) if server_round
+                        else self.upload.decode_calibrated(reply.tensors, self._calibrated)
+                    )  # fmt: skip
                 except (KeyError, ValueError) as error:
                     why = f"{OF_ANOTHER}: {error}"
                 else:

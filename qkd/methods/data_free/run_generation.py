@@ -99,6 +99,6 @@ def _fresh(run: RunFolder, count: int, seed: int) -> npt.NDArray[np.uint8]:
     try:
         images, _ = DataFree(run.config).synthesis(context).draw(count, stream(seed, "generate"))
     except FileNotFoundError as error:
-        raise UsageError(f"{run.path}: has made no images yet ({error})") from error
+        raise UsageError(f"{error}; `qkd distill` with the run's config makes what is missing") from error
     pixels: npt.NDArray[np.uint8] = to_pixels(images, splits.mean, splits.std).numpy()
     return pixels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from export.sample import read_sample
 from qkd.report.caveats import SLOWER
 from qkd.report.findings.verdict import is_of
 from qkd.report.intervals import paired_difference, unpack_answers, unpaired_interval
@@ -91,12 +93,28 @@ def difference_notes(found: Sequence[Difference], folders: Sequence[Path]) -> li
             f"`qkd export RUN`, for each of the runs, records what that needs (a federated run has none)"
         )
     if found and not any("provider" in one.figure for one in found):
-        runs = shlex.join([*dict.fromkeys(str(folder) for folder in folders)])
+        apart = list(dict.fromkeys(str(folder) for folder in folders))
+        if _same_samples(folders):
+            how = f"`qkd bench {shlex.join(apart)}` measures the files interleaved"
+        else:  # `qkd bench` refuses them together
+            how = f"`qkd bench {shlex.quote(apart[0])}`, for each of the runs, measures the files"
         notes.append(
-            f"`qkd bench {runs}` measures the files interleaved, also with the low-bit provider where it has kernels "
-            f"for them; add `--on ssh://HOST` for another device"
+            f"{how}, also with the low-bit provider where it has kernels for them; add `--on ssh://HOST` for another "
+            f"device"
         )
     return notes
+
+
+def _same_samples(folders: Sequence[Path]) -> bool:
+    """Return whether all runs have the same images, prepared alike, to measure with."""
+    digests = set()
+    for folder in folders:
+        file = folder / "export" / "sample.npz"
+        try:
+            digests |= {hashlib.sha256(read_sample(file).images.tobytes()).digest()} if file.is_file() else set()
+        except (OSError, ValueError):  # measuring will say what is wrong
+            continue
+    return len(digests) < 2
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ def texts(data: dict[str, Any]) -> dict[str, str]:
 
 
 def test_what_is_there_is_no_fault(tmp_path: Path) -> None:
-    (tmp_path / "w.safetensors").write_bytes(b"")
+    for name in ("w.safetensors", "train.npz", "test.npz"):
+        (tmp_path / name).write_bytes(b"")
     good = {"data": {"name": "npz", "path": str(tmp_path)}, "teacher": {"weights": str(tmp_path / "w.safetensors")}}
     assert texts(good) == {}
     assert texts({"data": {"name": "digits"}, "teacher": {}, "student": {"agent": {"policy": "crop"}}}) == {}
@@ -33,6 +34,18 @@ def test_ill_typed_sections_are_left_to_the_schema() -> None:
 def test_a_data_set_without_its_folder_is_a_fault(name: str, tmp_path: Path) -> None:
     assert "missing" in texts({"data": {"name": name}})["data.path"]
     assert "no such folder" in texts({"data": {"name": name, "path": str(tmp_path / "nowhere")}})["data.path"]
+
+
+def test_a_folder_without_a_data_set_in_it_is_a_fault(tmp_path: Path) -> None:
+    (tmp_path / ".hidden").mkdir()
+    found = texts({"data": {"name": "folder", "path": str(tmp_path)}})["data.path"]
+    assert "has no class folders" in found and str(tmp_path) in found
+    (tmp_path / "test").mkdir()
+    assert "train: no such folder" in texts({"data": {"name": "folder", "path": str(tmp_path)}})["data.path"]
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    assert texts({"data": {"name": "folder", "path": str(tmp_path)}}) == {}
+    (tmp_path / "train.npz").write_bytes(b"")
+    assert "has no test.npz" in texts({"data": {"name": "npz", "path": str(tmp_path)}})["data.path"]
 
 
 def test_missing_weights_are_a_fault(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from qkd.federated.strategies import FederationError
 from qkd.federated.strategies.class_logits import ClassLogits
 from qkd.progress import Silent
 from qkd.training.checkpoint import Checkpoint
+from quantizers import quant_layers
 
 pytestmark = pytest.mark.usefixtures("unfused")
 STRATEGIES = ("fedavg", "fedprox", "feddistill", "fedgen")
@@ -219,12 +220,15 @@ def test_an_update_of_another_student_is_left_out(
 ) -> None:
     server = server_of(tiny_federated(data, **FEW.get(settings.get("strategy", ""), {}), **settings), tmp_path)
     worker = Worker(server.federation)
-    if server.federation.first_round == 0:
-        server.aggregate_train(0, [worker.answer(order) for order in server.configure_train(0)])
-    replies = [worker.answer(order) for order in server.configure_train(1)]
-    replies[2] = replace(replies[2], tensors=broken(kind, dict(replies[2].tensors)))
-    server.aggregate_train(1, replies)
-    assert set(server._row["dropped"]) == {"2"} and len(server._row["weights"]) == 3
+    strategy_has_more = kind in ("report", "classes")  # which it sends after a training only
+    for server_round in range(server.federation.first_round, 2):
+        replies = [worker.answer(order) for order in server.configure_train(server_round)]
+        is_wrong = server_round == 1 or not strategy_has_more
+        if is_wrong:
+            replies[2] = replace(replies[2], tensors=broken(kind, dict(replies[2].tensors)))
+        server.aggregate_train(server_round, replies)
+        assert set(server._row["dropped"]) == ({"2"} if is_wrong else set())
+        assert len(server._row["weights"]) == 4 - is_wrong
     assert server._row["dropped"]["2"].startswith("its update is not of this run's student")
 
 
@@ -275,6 +279,27 @@ def test_bytes_are_those_of_the_messages(upload: str, data: Path, tmp_path: Path
     assert server.rows[-1]["bytes_down"] == down == 4 * state
     up = server.rows[-1]["bytes_up"]
     assert up == down if upload == "float" else up < 0.25 * down
+
+
+@pytest.mark.parametrize("upload", ["float", "codes"])
+def test_calibration_rounds_no_weights(upload: str, data: Path, tmp_path: Path) -> None:
+    """Sent as codes, they would be rounded before the first step, also those of a run with `student.weights`.
+
+    Settling multiplies weights and their steps by a factor near 1, so that their codes stay the same.
+    """
+    server = server_of(tiny_federated(data, "fedavg", upload=upload), tmp_path)
+    worker = Worker(server.federation)
+    before = {name: tensor.clone() for name, tensor in server.model.items()}
+    replies = [worker.answer(order) for order in server.configure_train(0)]
+    server.aggregate_train(0, replies)
+    layers = quant_layers(server.federation.net())
+    for name in layers:
+        step = f"{name}.weight_quant.tensor_quant.scale"
+        factor = server.model[step] / before[step]
+        assert bool(((factor - 1).abs() < 0.01).all())
+        torch.testing.assert_close(server.model[f"{name}.weight"], before[f"{name}.weight"] * factor, rtol=3e-7, atol=0)
+    if upload == "codes":
+        assert not any(name == f"{MODEL}{layer}.weight" for layer in layers for name in replies[0].tensors)
 
 
 def test_what_a_strategy_sends_besides_is_metered(data: Path, tmp_path: Path) -> None:

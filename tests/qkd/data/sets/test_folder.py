@@ -221,6 +221,18 @@ def test_only_stated_formats_are_decoded_whatever_the_name(
     assert f"zz{suffix}: cannot be read as an image: its content is not BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP" in text
 
 
+def test_all_files_that_cannot_be_read_are_named_at_once(good: Path) -> None:
+    for part, name in (("train/ant", "za.png"), ("test/ant", "zb.jpg")):
+        (good / part / name).write_bytes(b"no image")
+    text = refusal(good)
+    assert "za.png: cannot be read" in text and "zb.jpg: cannot be read" in text
+    for position in range(40):
+        (good / "train" / "ant" / f"zz{position:02}.png").write_bytes(b"no image")
+    text = refusal(good)
+    assert text.count("replace or delete it") == 5 and "zz02.png" in text
+    assert "37 more files cannot be read: " in text and ", and 17 more" in text
+
+
 @pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
 def test_every_stated_format_is_read(good: Path, suffix: str) -> None:
     path = good / "test" / "ant" / f"zz{suffix}"

@@ -56,6 +56,21 @@ def by_class(splits: Splits) -> torch.Tensor:
     return splits.train.batch(order, "cpu")[0]
 
 
+def test_a_resize_size_that_is_not_used_is_said(tmp_path: Path) -> None:
+    folder = write(tmp_path, np.zeros((COUNT, 17, 17, 3), np.uint8))
+    said = "data.resize_size: not used, because the images have the target size already"
+    assert said in load(folder, "npz", image_size=17, resize_size=20).notes
+    assert said not in load(folder, "npz", image_size=17).notes
+    assert said not in load(folder, "npz", image_size=16, resize_size=20).notes
+    assert said not in load(folder, "folder", image_size=17, resize_size=20).notes
+
+
+@pytest.mark.parametrize("channels", [True, False, 2, "1"])
+def test_channels_are_one_or_three(channels: object) -> None:
+    with pytest.raises(ValueError, match="channels"):
+        DataConfig(name="digits", channels=channels)  # type: ignore[arg-type]
+
+
 @pytest.fixture(params=["gray", "color"])
 def images(request: pytest.FixtureRequest) -> np.ndarray[Any, Any]:
     shape = (COUNT, 17, 17) if request.param == "gray" else (COUNT, 17, 17, 3)

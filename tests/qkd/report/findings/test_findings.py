@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from beside import load
 
+from export.sample import Sample, write_sample
 from qkd.cli import main
 from qkd.files import DamagedFileError
 from qkd.predicting.predictions import small
@@ -228,6 +229,11 @@ def test_what_a_comparison_lacks_is_said_with_the_command(tmp_path: Path, capsys
     assert "compared with one:" in text and re.search(r"-2\.7 \.\. \+2\.7 points +within noise", text)
     assert "note: accuracy of two: not compared image by image" in text
     assert f"`qkd bench {paths[0]} {paths[1]}` measures the files interleaved" in text
+    images = np.zeros((2, 1, 4, 4), np.float32)
+    for position, path in enumerate(paths):  # runs that prepare the images differently
+        write_sample(path / "export" / "sample.npz", Sample(images + position))
+    note = compare_runs(paths).notes[-1]
+    assert note.startswith(f"`qkd bench {paths[0]}`, for each of the runs, measures the files, also with")
     page = "\n".join(files.Page(render_comparison(compare_runs(paths))).words)
     assert "Compared with one" in page and "within noise" in page and "qkd bench" in page
     assert main(["compare", str(paths[0])]) == 0

@@ -141,7 +141,7 @@ def figures() -> dict[str, str]:
     """Return the single figures in sentences of README and docs, with the exact words around them."""
     slow, fast = (read(name)["nets"]["resnet18"]["variants"] for name in LATENCY_FILES)
     step, augment = read("train_step_avx2.json")["results"], read("augment_throughput.json")
-    bf16, amx = (read(name)["results"] for name in ("train_step.json", "train_step_amx.json"))
+    bf16, amx, avx512 = (read(f"train_step{kind}.json")["results"] for kind in ("", "_amx", "_avx512"))
     ratios = [augment[key]["ratios"] for key in ("32x32, batch 256", "224x224, batch 32")]
     native = [row["torchvision_pil/ours_randaugment"] for row in ratios]
     avx2 = read("augment_throughput_avx2.json")["224x224, batch 32"]["ratios"]["torchvision_pil/ours_randaugment"]
@@ -160,6 +160,7 @@ def figures() -> dict[str, str]:
         f"{step['ours_w2a2']['ratio_to_plain']:.2f} and {step['ours_w4a4']['ratio_to_plain']:.2f}",
         "step with AMX": f"{_both(amx, 'ratio_to_plain')}, and {_both(amx, 'ratio_to_float')} times as long as a float "
         "step in bfloat16",
+        "step without AMX": f"so the toolkit chooses float32: {_both(avx512, 'ratio_to_plain')} of plain PyTorch",
         **_scaling(),
         "augment": f"Against torchvision's RandAugment on PIL images it is {native[0]:.0f} times as fast at 32x32 and "
         f"{native[1]:.1f} times at 224x224 ({avx2:.1f} times where it is compiled for AVX2)",
@@ -184,26 +185,20 @@ def _both(results: dict[str, Any], ratio: str) -> str:
 
 
 def _scaling() -> dict[str, str]:
-    """Return how many times the steps of one process two processes make."""
+    """Return how many times the steps of one process two processes make: rows of a table, and a sentence."""
 
-    def times(file: str, key: str = "efficiency") -> list[str]:
-        found = read(file)["results"]
-        return [f"{2 * found[variant][key]:.2f}" for variant in ("float", "ours_w2a2")]
+    def times(file: str, variant: str, key: str = "efficiency") -> str:
+        return f"{2 * read(file)['results'][variant][key]:.2f}"
 
-    new, old = "train_step_devices_amx.json", "train_step_devices.json"
-    both, own, apart, before = (
-        times(new),
-        times(new, "efficiency_own_statistics"),
-        times(new, "efficiency_apart"),
-        times(old),
-    )
-    return {
-        "two processes": f"two processes of one core each make {both[0]} times the steps of one in float and {both[1]} "
-        "times at 2 bits",
-        "two processes, own statistics": f"it is {own[0]} and {own[1]} times without synchronized batch norm",
-        "two processes, apart": f"{apart[0]} and {apart[1]} times with processes that exchange nothing",
-        "two processes, before": f"{before[0]} and {before[1]} times on an AMD machine",
-    }
+    keys, variants = ("efficiency", "efficiency_own_statistics", "efficiency_apart"), ("float", "ours_w2a2")
+    rows = {}
+    for name, title in (("amx", "with AMX, bfloat16"), ("avx512", "without AMX, float32")):
+        for variant, head in zip(variants, (f"| Intel Xeon {title} | float |", "| | 2 bits |"), strict=True):
+            cells = " | ".join(times(f"train_step_devices_{name}.json", variant, key) for key in keys)
+            rows[f"two processes, {name}, {variant}"] = f"{head} {cells} |"
+    before = [times("train_step_devices.json", variant) for variant in variants]
+    sentence = f"On an AMD machine, an earlier version took {before[0]} and {before[1]} times as many steps"
+    return {**rows, "two processes, before": sentence}
 
 
 def _runtime_figures() -> dict[str, str]:

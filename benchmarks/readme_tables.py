@@ -127,7 +127,7 @@ def front_rows() -> list[str]:
     for name, row in found.items():
         size, time = whole["bytes"] / row["bytes"], whole["median_ms"] / row["median_ms"]
         gain = "" if row is whole else f"{size:.1f} times smaller, {time:.1f} times faster"
-        cells = [name, f"{100 * row['accuracy']:.1f} %", f"{row['bytes'] / 1000:,.0f} kB", f"{row['median_ms']:.2f} ms"]
+        cells = [name, f"{100 * row['accuracy']:.2f} %", f"{row['bytes'] / 1000:,.0f} kB", f"{row['median_ms']:.2f} ms"]
         rows.append(f"| {' | '.join([*cells, gain])} |")
     return rows
 

@@ -2,7 +2,8 @@
 
     python examples/data_free.py                     # minutes: teacher, generator, student on scikit-learn's digits
 
-To use your own teacher, set `teacher.weights=FILE` and `teacher.net=FILE.py:FUNCTION`; see docs/guide/configs.md.
+To use your own teacher, set `teacher.weights=FILE` and `teacher.net=FILE.py:FUNCTION`, and `teacher.train=null` so
+that it is not trained further; see docs/data_free.md for what else belongs to it.
 """
 
 from __future__ import annotations

@@ -146,8 +146,12 @@ def measure_on(
         probe.check_room(sum(map(size_of, files.values())))
     answer = link.run(job, files, say)
     failed = failed_entries(answer, entries)
-    missing = {**left_out(answer, entries), **failed}
+    untaken = left_out(answer, entries)
+    missing = {**untaken, **failed}
     rows = [_Row(entry, n, answer) for n, entry in enumerate(entries) if n not in missing]
+    for n, why in untaken.items():
+        if not entries[n].is_optional:  # the user asked for this provider by name
+            _note(rows, entries[n].model, f"not measured with the low-bit provider: {why}")
     shared = {"threads": own.threads, "affinity": own.affinity, **as_run(answer)}
     reports = {
         row.title: LatencyReport(
@@ -178,6 +182,13 @@ class _Row:
         if entry.provider == LOW_BIT and self.fields["claimed_nodes"] == 0:
             self.title, self.provider = entry.model, CPU
             self.fields["notes"] += ("the low-bit provider takes nothing of this file: the CPU provider ran it",)
+
+
+def _note(rows: Sequence[_Row], model: str, text: str) -> None:
+    """Add a note to the row of a model on the CPU provider."""
+    for row in rows:
+        if row.entry.model == model and row.provider == CPU:
+            row.fields["notes"] += (text,)
 
 
 def _low_bit(device: Device, probe: Probe, entries: Sequence[Entry], files: dict[str, Content]) -> dict[str, Any]:

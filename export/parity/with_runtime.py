@@ -19,7 +19,7 @@ from export.parity.expected import Expected, incomparable
 from export.parity.layers import attempted, distance
 from export.parity.with_provider import ending_at
 from export.runtime import open_session
-from export.targets.sessions import Session, open_in
+from export.targets.sessions import Session, open_in, require_known
 
 LAYER_IMAGES = 4  # one graph per layer, which some runtimes take seconds to compile
 Array = npt.NDArray[Any]
@@ -113,10 +113,11 @@ class RuntimeTally:
         self.outputs, self.expected = list(outputs), expected
         self.title, self.fault = runtime, ""
         self.session: Session | None = None
+        require_known(runtime)
         try:
             self.session = open_in(runtime, model.SerializeToString(), threads)
             self.title = self.session.version
-        except (ValueError, ImportError, OSError):  # not the file's fault
+        except (ImportError, OSError):  # not the file's fault
             raise
         except Exception as error:  # what its compiler raises
             self.fault = f"it does not load the file: {' '.join(str(error).split())[:300]}"

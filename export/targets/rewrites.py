@@ -33,14 +33,15 @@ def separate_sums(model: ModelProto) -> None:
     for node in graph.nodes:
         if id(node) in places:
             pooled = f"{node.output[0]}.apart"
-            nodes.append(
-                helper.make_node(
-                    "MaxPool", [node.input[0]], [pooled], name=f"{node.name}.apart", kernel_shape=[1, 1], strides=[1, 1]
-                )
-            )
+            nodes.append(_kept_apart(node.input[0], pooled))
             node.input[0] = pooled
         nodes.append(node)
     graph.finish(nodes)
+
+
+def _kept_apart(given: str, made: str) -> NodeProto:
+    """Return a pooling that changes nothing."""
+    return helper.make_node("MaxPool", [given], [made], name=made, kernel_shape=[1, 1], strides=[1, 1])
 
 
 def _convolved(graph: Graph, node: NodeProto) -> Iterator[NodeProto]:
@@ -156,6 +157,54 @@ def float_convolutions(model: ModelProto) -> None:
     graph.finish(nodes)
 
 
+def narrow_pads(model: ModelProto) -> None:
+    """Pad a convolution's input by a separate node where its own padding is at least as wide as its kernel.
+
+    Some outputs of such a convolution see nothing but padding. OpenVINO 2026.4 computes other codes there if the input
+    has one channel. A pooling that changes nothing keeps OpenVINO from joining the padding to the convolution again.
+    """
+    graph, nodes = Graph(model), []
+    for node in graph.nodes:
+        if node.op_type == "Conv" and (excess := _too_wide(node)):
+            nodes.append(_pad_before(graph, node, excess))
+            nodes.append(_kept_apart(node.input[0], f"{node.input[0]}.apart"))
+            node.input[0] = nodes[-1].output[0]
+        nodes.append(node)
+    graph.finish(nodes)
+
+
+def points_without_pads(model: ModelProto) -> None:
+    """Pad the input of each convolution of single pixels by a separate node; OpenCV 5.0 ignores its own padding."""
+    graph, nodes = Graph(model), []
+    for node in graph.nodes:
+        if node.op_type == "Conv" and _is_pointwise(node) and (excess := _too_wide(node)):
+            nodes.append(_pad_before(graph, node, excess))
+        nodes.append(node)
+    graph.finish(nodes)
+
+
+def _pad_before(graph: Graph, conv: NodeProto, pads: Sequence[int]) -> NodeProto:
+    """Return a node that does a part of a convolution's padding; the convolution reads it, and does the rest."""
+    name, axes = f"{conv.name}.padded", len(pads) // 2
+    widths = graph.constant(f"{name}.widths", np.array([0, 0, *pads[:axes], 0, 0, *pads[axes:]], np.int64))
+    node = helper.make_node("Pad", [conv.input[0], widths], [name], name)
+    own = next(attribute for attribute in conv.attribute if attribute.name == "pads")
+    own.ints[:] = [width - more for width, more in zip(own.ints, pads, strict=True)]
+    conv.input[0] = name
+    return node
+
+
+def _too_wide(conv: NodeProto) -> list[int]:
+    """Return by how much each padding exceeds the widest with which every output sees an input; empty if none does."""
+    given = {attribute.name: list(attribute.ints) for attribute in conv.attribute}
+    if "pads" not in given:
+        return []
+    kernel = given["kernel_shape"]
+    most = [(size - 1) * step for size, step in zip(kernel, given.get("dilations", [1] * len(kernel)), strict=True)]
+    excess = [max(0, width - limit) for width, limit in zip(given["pads"], most * 2, strict=True)]
+    return excess if any(excess) else []
+
+
 def _is_pointwise(conv: NodeProto) -> bool:
     given = {attribute.name: list(attribute.ints) for attribute in conv.attribute}
     return set(given["kernel_shape"]) == {1} and set(given.get("strides", [1])) == {1}
@@ -203,8 +252,10 @@ REWRITES: dict[str, Callable[[ModelProto], None]] = {
     "between_integers": between_integers,
     "float_convolutions": float_convolutions,
     "float_linear_biases": float_linear_biases,
+    "narrow_pads": narrow_pads,
     "no_full_clips": no_full_clips,
     "nonzero_biases": nonzero_biases,
+    "points_without_pads": points_without_pads,
     "separate_sums": separate_sums,
 }
 

@@ -65,8 +65,10 @@ class OpenCvSession:
     """
 
     def __init__(self, content: bytes, threads: int) -> None:
-        self._cv2 = _required("cv2", "opencv-python-headless")
+        self._cv2 = _required("cv2", OPENCV)
         self.version = f"opencv {self._cv2.__version__}"
+        if int(str(self._cv2.__version__).partition(".")[0]) < OLDEST_OPENCV:
+            raise ImportError(f"{self.version} is installed, but such files need OpenCV 5: pip install '{OPENCV}'")
         self._cv2.setNumThreads(threads)
         self._content = np.frombuffer(content, np.uint8)
         self._net: Any = None
@@ -153,6 +155,7 @@ def _compiled_by_iree(content: bytes) -> bytes:
             raise RuntimeError(f"IREE refuses the file: {str(error).strip()[-400:]}") from error
 
 
+OPENCV, OLDEST_OPENCV = "opencv-python-headless>=5", 5
 IREE = "iree-base-compiler[onnx]"
 IREE_OPTIONS = [
     "--iree-hal-target-device=local",
@@ -165,7 +168,9 @@ SESSIONS: dict[str, Callable[[bytes, int], Session]] = {
     "openvino": OpenVinoSession,
     "tvm": TvmSession,
 }
-MODULES = {"iree": "iree.compiler", "opencv": "cv2", "openvino": "openvino", "tvm": "tvm"}
+MODULES = {
+    "iree": ("iree.compiler", "iree.runtime"), "opencv": ("cv2",), "openvino": ("openvino",), "tvm": ("tvm",),
+}  # fmt: skip
 
 
 def open_in(runtime: str, content: bytes, threads: int = 1) -> Session:
@@ -181,27 +186,45 @@ def open_in(runtime: str, content: bytes, threads: int = 1) -> Session:
 
     Raises:
         ValueError: If the runtime is not one of these.
-        ImportError: If it is not installed; the message says how to get it.
+        ImportError: If it is not installed, too old, or cannot be imported; the message says how to get it.
         RuntimeError: If its compiler refuses the file.
     """
-    if runtime not in SESSIONS:
-        raise ValueError(f"runtime must be one of {', '.join(SESSIONS)}, got {runtime!r}")
+    require_known(runtime)
     return SESSIONS[runtime](content, threads)
 
 
+def require_known(runtime: str) -> None:
+    """Raise if no file can be opened in a runtime by :func:`open_in`.
+
+    Raises:
+        ValueError: If so.
+    """
+    if runtime not in SESSIONS:
+        raise ValueError(f"runtime must be one of {', '.join(SESSIONS)}, got {runtime!r}")
+
+
 def is_installed(runtime: str) -> bool:
-    """Return whether a file can be run by a runtime here."""
+    """Return whether all packages of a runtime are installed here; importing them may still fail."""
+    return runtime in MODULES and all(map(_is_there, MODULES[runtime]))
+
+
+def _is_there(module: str) -> bool:
     try:
-        return runtime in MODULES and importlib.util.find_spec(MODULES[runtime]) is not None
-    except ImportError:  # of the package that the module is in
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):  # of the package that the module is in; an import that is blocked
         return False
 
 
 def _required(module: str, package: str) -> ModuleType:
     try:
         return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(f"this needs {module}, which is missing: pip install '{package}'") from error
+    except Exception as error:  # damaged packages raise all kinds of errors
+        if not _is_there(module):
+            raise ImportError(f"this needs {module}, which is missing: pip install '{package}'") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImportError(
+            f"{module} is installed, but cannot be imported ({reason}); reinstall it: pip install '{package}'"
+        ) from error
 
 
 def _version(package: str) -> str:

@@ -231,7 +231,7 @@ def build_agent(config: AgentConfig, *, epochs: int, mean: Sequence[float]) -> A
 
 
 def agent_of_schedule(schedule: Schedule, config: AgentConfig, *, epochs: int, mean: Sequence[float]) -> Agent:
-    """Return an agent that applies a given schedule, with crop, flip and cut-out from the config.
+    """Return an agent that applies a given schedule, with crop, flip, cut-out and CutMix from the config.
 
     Args:
         schedule: Stretched to ``epochs``.
@@ -240,7 +240,7 @@ def agent_of_schedule(schedule: Schedule, config: AgentConfig, *, epochs: int, m
         mean: Of the data set, per channel, fractions 0..1.
     """
     draws = PolicyDraws(schedule)
-    finish = (config.crop_padding, config.flip, config.cutout, 0.0, _leaves_last(config))
+    finish = (config.crop_padding, config.flip, config.cutout, config.cutmix_probability, _leaves_last(config))
     return Agent("schedule", draws, epochs, tuple(mean), *finish)
 
 

@@ -285,8 +285,8 @@ def find_failures(
             Finding(
                 "no_instance_knowledge",
                 f"no instance knowledge {at}: p_t varies by only {softened.confidence_std:.4f} (std, below "
-                f"{FLAT_STD:g}), so soft targets rescale all gradients alike; try another temperature or another "
-                f"teacher",
+                f"{FLAT_STD:g}), so soft targets rescale all gradients by the same factor; try another temperature or "
+                f"another teacher",
             )
         )
     return tuple(found)
@@ -301,7 +301,7 @@ def _alike(plain: Knowledge, reference: Knowledge, smoothing: float | None) -> F
     if smoothing == 0:
         return Finding(
             "wrong_classes_alike",
-            f"teacher that treats wrong classes alike: {seen}, although it was trained without label smoothing: it has "
+            f"unsure teacher: {seen}, although it was trained without label smoothing: it has "
             f"not learned much yet; train it longer, or use a larger one",
         )
     doubt = "" if smoothing else " (one that has not learned much looks the same; in that case, train it longer)"

@@ -79,10 +79,10 @@ class MatchReport:
         rows = [[role, tap, percent(value)] for role, flow in self.flows.items() for tap, value in flow.items()]
         pairs = ", ".join(f"[{student}, {teacher}]" for student, teacher in self.taps)
         return "\n".join([
-            f"{self.name}: what layers tell about the class ({self.student} student, teacher: {self.teacher}), by the "
-            f"nearest class mean on {self.images:,} training images (without augmentation; each half scored with the "
-            f"means of the other)",
-            align([["net", "layer", "images right"], *rows]),
+            f"{self.name}: how well each layer tells the classes apart ({self.student} student, teacher: "
+            f"{self.teacher}), by the nearest class mean on {self.images:,} training images (without augmentation; "
+            f"each half scored with the means of the other)",
+            align([["net", "layer", "accuracy"], *rows]),
             "each layer of the student with the teacher's nearest one, the last with the last "
             f"(sum of squared differences {flow_divergence(self.matches):.4f}):",
             f"taps: [{pairs}]",

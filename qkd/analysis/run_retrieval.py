@@ -77,7 +77,7 @@ class RetrievalReport:
         where = "the input of the last linear layer" if self.tap is None else f"the output of {self.tap}"
         sizes = ", ".join(f"{role} {size:,}" for role, size in self.sizes.items())
         lines = [
-            f"{self.name}: {self.queries:,} test images look for their class among {self.database:,} training images "
+            f"{self.name}: {self.queries:,} test images are matched against {self.database:,} training images "
             f"(without augmentation), by {where} ({sizes} values)"
         ]
         rows = [[role, metric, *(percent(value) for value in scores.to_json().values())]

@@ -107,7 +107,7 @@ def show_policy(name: str, *, epochs: int | None = None, out: Path | None = None
     if out is None:
         return PolicyReport(name, schedule, facts)
     if schedule is None:
-        raise UsageError(f"{name} draws its operations again for every image: there is no schedule to draw")
+        raise UsageError(f"{name} draws new operations for every image: there is no schedule to draw")
     picture = schedule_picture(f"{name}, {schedule.epochs} epochs", schedule)
     if out.suffix == ".svg":
         write_text(out, picture.to_svg() + "\n")

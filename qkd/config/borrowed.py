@@ -92,6 +92,6 @@ def _fault(key: str, value: object, taken: object, *, run: str, file: str, overr
     if any(f"{key}.".startswith(f"{one}.") for one in overridden):
         where, advice = "on the command line", "leave it out, or write"
     else:
-        where, advice = f"in {file}", "delete it there, or add to the command"
+        where, advice = f"in {file}", "remove it from the file, or add to the command"
     wanted = f"{key}={taken if isinstance(taken, str) else json.dumps(taken)}"
     return f"config.{key}: {value!r} {where}, but the teacher of {run} has {taken!r}; {advice} {shlex.quote(wanted)}"

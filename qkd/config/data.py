@@ -238,6 +238,19 @@ class AgentConfig(Section):
             )
         return self
 
+    def named(self, teachers: AgentConfig) -> AgentConfig:
+        """Return this agent with policy ``teacher`` replaced by the policy of the teacher's agent.
+
+        What a policy does not include stays this agent's: crop, flip, cut-out, and a CutMix that is given by itself.
+
+        Args:
+            teachers: The teacher's agent.
+        """
+        if self.policy != "teacher":
+            return self
+        fields = ("policy", "schedule", "magnitude", "operations")
+        return self.model_copy(update={name: getattr(teachers, name) for name in fields})
+
     @property
     def cutmix_probability(self) -> float:
         """Return the probability of CutMix that applies."""

@@ -298,14 +298,14 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _mixed_images_are_seen_by_both(self) -> RunConfig:
         agents = {
-            "student": self.student.agent,
+            "student": self.student_agent,
             **({"teacher": self.teacher.agent} if self.student.view == "own" else {}),
         }
         mixing = [role for role, agent in agents.items() if agent.cutmix_probability]
         if mixing and self.student.view != "same":
             raise ValueError(
                 f"student.view: must be `same` with CutMix ({mixing[0]}.agent), got `{self.student.view}`: the teacher "
-                f"would otherwise see another mixture than the student"
+                f"would otherwise see a different mixture from the student"
             )
         return self
 
@@ -352,6 +352,11 @@ class RunConfig(Section):
         if self.student.init == "auto":
             return "teacher" if self.student_net == self.teacher_net else "float"
         return self.student.init
+
+    @property
+    def student_agent(self) -> AgentConfig:
+        """The student's agent, with ``teacher`` resolved to the teacher's policy; ``search`` is kept."""
+        return self.student.agent.named(self.teacher.agent)
 
     @property
     def searched_roles(self) -> tuple[str, ...]:

@@ -50,7 +50,7 @@ class Explained:
         """Return one line per key, followed by its meaning."""
         lines = []
         for key in self.keys:
-            head = key.path + (":" if key.is_group else f" = {key.default}" if key.default else " (must be given)")
+            head = key.path + (":" if key.is_group else f" = {key.default}" if key.default else " (required)")
             lines.append(f"{head}\n    {key.about}" if key.about else head)
         return "\n".join(lines)
 

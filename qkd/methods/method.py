@@ -146,7 +146,7 @@ class Lesson:
     def _memory(self) -> TeacherMemory | None:
         """Return a cache of the teacher's logits, if it sees clean images or the student's are never augmented."""
         student, data = self.config.student, self.config.data
-        sees_raw = student.view == "clean" or (student.view == "same" and student.agent.policy == "none")
+        sees_raw = student.view == "clean" or (student.view == "same" and self.config.student_agent.policy == "none")
         return memory_for(
             self.splits, data.eval_batch_size, epochs=student.train.epochs, sees_raw=sees_raw, teacher=self.teacher
         )

@@ -67,7 +67,7 @@ def without_head(
         )
     rest = {name: value for name, value in found.items() if not name.startswith(f"{layer}.")}
     then = next((f" ({list(found[name].shape)[0]} classes in the file)" for name in own if name in found), "")
-    return {**rest, **own}, f"new head `{layer}`{then}, random at first"
+    return {**rest, **own}, f"new head `{layer}`{then}, randomly initialized"
 
 
 def _ends(net: nn.Module) -> str:

@@ -9,8 +9,9 @@ from typing import Any, TypeAlias
 from qkd.config import RunConfig
 from qkd.engines.engine import current
 from qkd.failures import UsageError
+from qkd.files import read_json
 from qkd.progress import Progress
-from qkd.roles.stored import changed_weights
+from qkd.roles.stored import changed_sources, described_otherwise
 from qkd.run.folder import RunFolder
 
 Stage: TypeAlias = Callable[[RunFolder, Progress], None]
@@ -79,14 +80,47 @@ def run_stages(
 def _why_to_run(run: RunFolder, name: str, progress: Progress, *, looks: bool) -> str:
     """Return why a stage is not complete; empty if it is. With ``looks``, check the images if the stage will not."""
     _require(run, name)
-    reason = run.why_incomplete(name)
+    reason = _why_incomplete(run, name)
     if looks and not (reason and name in LOOKS):
         _check_images(run, progress)
     if not reason:
         _drop_leftovers(run, name)
-        if name == "teacher" and (warning := changed_weights(run.path, run.config)):
+        if name == "export" and (target := _target_without_proof(run)):
+            progress.warn(f"student.{target}.onnx: {target} is not installed here, so only ONNX Runtime ran the file")
+        if name == "teacher" and (warning := changed_sources(run.path, run.config)):
             progress.warn(warning)
     return reason
+
+
+def _why_incomplete(run: RunFolder, name: str) -> str:
+    """Return why a stage is not complete.
+
+    The search is not, either, if it describes a schedule that the student will not train by; and the export, if the
+    runtime of its target was missing then and is there now.
+    """
+    reason = run.why_incomplete(name)
+    if not reason and name == "search" and not run.is_complete("distill"):
+        reason = described_otherwise(run.path, run.config)
+    if not reason and name == "export" and (target := _target_without_proof(run)):
+        from export.targets.sessions import is_installed  # imports onnx
+
+        if is_installed(target):
+            reason = f"{target} is installed now, and has not run student.{target}.onnx yet"
+    return reason
+
+
+def _target_without_proof(run: RunFolder) -> str:
+    """Return the target of the run's export if its runtime has never run the file; empty if it has, or cannot."""
+    target = run.config.export.chosen_target
+    if target is None or target.is_onnxruntime:
+        return ""
+    from export.targets.sessions import SESSIONS  # imports onnx
+
+    try:
+        parity = read_json(run.path / "export" / f"parity.{target.name}.json")
+    except (OSError, ValueError):  # a damaged record is reported by its reader
+        return ""
+    return target.name if target.name in SESSIONS and parity.get("runtime") is None else ""
 
 
 def _drop_leftovers(run: RunFolder, name: str) -> None:
@@ -119,7 +153,7 @@ def _check_images(run: RunFolder, progress: Progress) -> None:
 
 
 def _require(run: RunFolder, name: str) -> None:
-    missing = {need: why for need in NEEDS[name] if (why := run.why_incomplete(need))}
+    missing = {need: why for need in NEEDS[name] if (why := _why_incomplete(run, need))}
     if missing:
         found = ", ".join(f"{need} ({why})" for need, why in missing.items())
         first = f"qkd run {shlex.quote(str(run.path))} --until {[*missing][-1]}"

@@ -13,7 +13,7 @@ from qkd.config.recipes.table import settings_for
 from qkd.failures import UsageError
 from qkd.methods.table import methods_of
 from qkd.progress import Progress
-from qkd.roles.stored import changed_weights, stored_config
+from qkd.roles.stored import changed_sources, stored_config
 from qkd.run.folder import RunFolder
 from qkd.run.identity import different_settings, identity
 
@@ -55,7 +55,7 @@ def beside(config: RunConfig, runs_dir: Path, progress: Progress) -> RunConfig:
         f"{folder} has a student of other widths; this one goes to {runs_dir / name} and reuses "
         f"{' and '.join(('teacher', *stages))}, which are not trained again"
     )
-    if warning := changed_weights(folder, first):
+    if warning := changed_sources(folder, first):
         progress.warn(warning)
     teacher = config.teacher.model_copy(update={"run": folder.resolve()})
     return config.model_copy(update={"name": name, "teacher": teacher})

@@ -79,7 +79,7 @@ class Score:
         """Return the accuracy, and a line for each class."""
         interval = interval_text(wilson(self.accuracy, self.images))
         head = f"{self.model} on {self.data}: {percent(self.accuracy)} ({self.right} of {self.images}; 95 % {interval})"
-        rows = [["class", "images", "accuracy", "mostly taken for"], *self._rows()]
+        rows = [["class", "images", "accuracy", "most often mistaken for"], *self._rows()]
         more = [f"and {len(rows) - 1 - MOST_ROWS} more classes (--json has all)"] if len(rows) - 1 > MOST_ROWS else []
         return "\n".join([head, align(rows[: MOST_ROWS + 1]), *more, *(f"note: {note}" for note in self.notes)])
 

@@ -79,7 +79,7 @@ def accuracy_caveats(results: Mapping[str, Mapping[str, Any]], count: int | None
         if (half := (high - low) / 2) > SMALL_HALF_WIDTH:
             yield (
                 f"the test set has only {count:,} images: the student's accuracy is known to "
-                f"±{100 * half:.1f} points (`qkd compare` compares runs image by image, which is surer)"
+                f"±{100 * half:.1f} points (`qkd compare` compares runs image by image, which is more precise)"
             )
 
 
@@ -143,7 +143,10 @@ def left_out_caveats(devices: Sequence[str], folder: Path) -> Iterator[str]:
     """
     if devices:
         names, again = ", ".join(devices), shlex.quote(str(folder))
-        yield f"latencies of {names} are for an earlier export's files and left out; `qkd bench {again}` measures again"
+        yield (
+            f"latencies of {names} belong to an earlier export's files and are left out; `qkd bench {again}` measures "
+            f"again"
+        )
 
 
 def _under_low_bit(rows: Mapping[str, Mapping[str, Any]], theirs: float) -> str:

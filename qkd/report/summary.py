@@ -178,7 +178,7 @@ class RunSummary(OldFields):
     def _report_line(self) -> str:
         if self.report is None:
             return f"run folder: {self.folder} (no report yet)"
-        older = f" (older than the run: {self.outdated}; `qkd run {shlex.quote(self.folder)}` writes it again)"
+        older = f" (older than the run: {self.outdated}; `qkd run {shlex.quote(self.folder)}` rewrites it)"
         return f"report: {self.report}{older if self.outdated else ''}"
 
 
@@ -265,7 +265,8 @@ def _flavors(path: Path, export: Mapping[str, Any]) -> dict[str, Any]:
     for name, facts in export.items():
         if name.startswith("student."):
             parity = read_json(path / "export" / f"{name.replace('student', 'parity')}.json")
-            found[name] = {"size_bytes": facts.get("size_bytes"), "flavor": facts.get("flavor"), "parity": parity}
+            told = {key: facts.get(key) for key in ("size_bytes", "flavor", "target")}
+            found[name] = {**told, "parity": parity}
     return found
 
 

@@ -55,7 +55,7 @@ def settings_text(row: Mapping[str, Any]) -> str:
     pinned = f" on CPUs {', '.join(map(str, row['affinity']))}" if row.get("affinity") else ""
     return (
         f"Times are for a batch of {counted(shape[0], 'image')}, with {counted(threads, 'thread')}{pinned}: "
-        f"{counted(row.get('rounds', '?'), 'round')}, after {row.get('warmup')} that do not count"
+        f"{counted(row.get('rounds', '?'), 'round')}, after {row.get('warmup')} for warm-up"
     )
 
 

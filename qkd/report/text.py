@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from export.targets.table import ONNXRUNTIME
 from qkd.report.findings.confusion import class_table, pair_table
 from qkd.report.findings.terms import TERMS
 from qkd.report.searches import SearchRecord, search_table
@@ -125,8 +126,19 @@ def flavor_sentence(name: str, facts: Mapping[str, Any]) -> str:
     verdict = "passed" if parity["passed"] else "FAILED"
     return (
         f"{name}.onnx ({bytes_text(facts['size_bytes'])}): {verdict}: {parity['images']} test images, PyTorch against "
-        f"{_runtime(parity)}; the class differs on {parity['off']['differing']}."
+        f"{_runtime(parity)}; the class differs on {parity['off']['differing']}.{_foreign_sentence(facts, parity)}"
     )
+
+
+def _foreign_sentence(facts: Mapping[str, Any], parity: Mapping[str, Any]) -> str:
+    """Return whether the runtime that a file is for has run it, too."""
+    found = parity.get("runtime")
+    if found:
+        verdict = "FAILED there" if found["faults"] else "passed there, too"
+        return f" {found['runtime']}: {verdict} ({found['images']} images)."
+    target = str(facts.get("target") or "")
+    is_own = target in ("", ONNXRUNTIME) or target.startswith(f"{ONNXRUNTIME}>")
+    return "" if is_own else f" Not run in {target}."
 
 
 def _runtime(parity: Mapping[str, Any]) -> str:

@@ -39,12 +39,7 @@ def role_agent(run: RunFolder, role: Role) -> AgentConfig:
 
 def named_agent(config: RunConfig, role: Role) -> AgentConfig:
     """Return a role's agent with ``teacher`` resolved to the teacher's policy; ``search`` is kept."""
-    own = config.teacher.agent if role == "teacher" else config.student.agent
-    if own.policy != "teacher":
-        return own
-    taken = config.teacher.agent
-    fields = ("policy", "schedule", "magnitude", "operations")
-    return own.model_copy(update={name: getattr(taken, name) for name in fields})
+    return config.teacher.agent if role == "teacher" else config.student_agent
 
 
 def unsearched_agent(agent: AgentConfig) -> AgentConfig:

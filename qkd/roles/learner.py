@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from qkd.config import AgentConfig, PhaseConfig, RunConfig, StudentConfig, TrainConfig
+from qkd.config.conflicts import MOST_BITS
 from qkd.config.training import default_phases
 from qkd.data import Splits, epoch_order, iterate, normalize
 from qkd.files import sha256_of
@@ -24,12 +25,12 @@ from qkd.roles.guide import TAUGHT, guide_of, load_guide
 from qkd.roles.nets import fresh_net, net_facts, prepare_student, save_net, sizes_of
 from qkd.roles.outcome import score, write_outcome
 from qkd.roles.phases import Distillation, distillation
-from qkd.roles.stored import WEIGHTS_HASH
+from qkd.roles.stored import WEIGHTS_HASH, schedule_mark
 from qkd.roles.views import run_view
 from qkd.seeding import stream
 from qkd.training import FitResult, Phase
 from qkd.training.assembly import WEIGHTS, Context, Made, Role
-from qkd.training.low_bit.rules import step_rules
+from qkd.training.low_bit.rules import idle_rules, step_rules
 from qkd.units import counted, percent
 from quantizers import Student, calibrate, quantizer_scales, reestimate_batch_norm, settle
 
@@ -230,6 +231,11 @@ class StudentRole:
             net=self.net(), splits=splits, methods=self.methods, run=run, weights=self.file(),
         )  # fmt: skip
         low_bit = self.config.student.low_bit
+        if isinstance(student, Student) and (idle := idle_rules(student, low_bit)):
+            self.context.progress.warn(
+                f"{self.name}: student.low_bit: {' and '.join(idle)} without effect, because no layer has weights of "
+                f"at most {MOST_BITS} bits"
+            )
         return Made(
             student,
             self._with_reestimation(made.phases, student),
@@ -318,6 +324,7 @@ class StudentRole:
             files.append(write_outcome(run.path / TAUGHT, taught))
         given = config.student.weights
         started = {} if given is None else {WEIGHTS_HASH: sha256_of(weights_file(given, config.student_net))}
+        started |= schedule_mark(config.student_agent)
         outcome = score(
             self.name,
             config.student_net,

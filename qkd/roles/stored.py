@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from qkd.config import RunConfig
+from qkd.config import AgentConfig, RunConfig
 from qkd.config.bind_faults import schema_faults
 from qkd.config.binding import read_config
 from qkd.files import read_json, sha256_of
@@ -16,6 +16,7 @@ from qkd.progress import Progress
 from qkd.run.folder import RunFolder
 
 WEIGHTS_HASH = "weights_sha256"  # key of a result: of the file that the net's training started from
+SCHEDULE_HASH = "schedule_sha256"  # likewise: of the user's schedule file that it was trained by
 
 
 def stored_config(folder: Path) -> RunConfig:
@@ -37,8 +38,13 @@ def stored_config(folder: Path) -> RunConfig:
         ])) from error  # fmt: skip
 
 
-def changed_weights(folder: Path, config: RunConfig) -> str:
-    """Return what to warn of if a run's float nets started from files that hold other weights now; empty if none do.
+def schedule_mark(agent: AgentConfig) -> dict[str, str]:
+    """Return the hash of the user's schedule file that an agent of a config names, by the key of a result, if any."""
+    return {} if agent.schedule is None else {SCHEDULE_HASH: sha256_of(agent.schedule)}
+
+
+def changed_sources(folder: Path, config: RunConfig) -> str:
+    """Return what to warn of if a run's nets were made from files of the user that have changed; empty if none have.
 
     The run keeps what it made from them. A file that is gone is no longer needed.
 
@@ -46,16 +52,38 @@ def changed_weights(folder: Path, config: RunConfig) -> str:
         folder: The run folder.
         config: Its config.
     """
-    started = {"teacher": ("teacher", config.teacher.weights), "student": ("student", config.student.weights)}
+    agents = {"teacher": config.teacher.agent, "student": config.student_agent}
     found = []
-    for role, (place, weights) in started.items():
+    for role, weights in {"teacher": config.teacher.weights, "student": config.student.weights}.items():
         try:
-            then = read_json(folder / place / "result.json").get(WEIGHTS_HASH)
-            if then is not None and weights is not None and weights.is_file() and sha256_of(weights) != then:
+            then = read_json(folder / role / "result.json")
+            if _has_changed(weights, then.get(WEIGHTS_HASH)):
                 found.append(f"{role}.weights: {weights} has changed since this run started from it")
+            if _has_changed(agents[role].schedule, then.get(SCHEDULE_HASH)):
+                found.append(f"{role}.agent.schedule: {agents[role].schedule} has changed since this run trained by it")
         except (OSError, ValueError):
             continue  # a damaged record is reported by its reader
     return f"{'; '.join(found)}; the run keeps the nets that it made (name=... makes others)" if found else ""
+
+
+def described_otherwise(folder: Path, config: RunConfig) -> str:
+    """Return which schedule file has changed since the search stage described it; empty if none has.
+
+    Args:
+        folder: The run folder, whose search stage is complete.
+        config: Its config.
+    """
+    agents = {"teacher": config.teacher.agent, "student": config.student_agent}
+    try:
+        then = read_json(folder / "search" / "result.json")
+        changed = [role for role in agents if _has_changed(agents[role].schedule, then[role].get(SCHEDULE_HASH))]
+    except (OSError, ValueError, KeyError, AttributeError):
+        return ""  # a damaged record is reported by its reader
+    return "; ".join(f"{role}.agent.schedule: {agents[role].schedule} has changed" for role in changed)
+
+
+def _has_changed(path: Path | None, then: object) -> bool:
+    return then is not None and path is not None and path.is_file() and sha256_of(path) != then
 
 
 def warn_of_another_environment(run: RunFolder, progress: Progress) -> None:

@@ -108,7 +108,13 @@ def open_journal(run: RunFolder, role: Role, splits: Splits, inputs: list[Path])
         members=settings.members,
         epochs=settings.epochs,
         interval_epochs=settings.interval_epochs,
-        fingerprint={"config": config_mark(run.config, role), "data": splits.fingerprint, **marks, **_parts()},
+        fingerprint={
+            "config": config_mark(run.config, role),
+            "data": splits.fingerprint,
+            **marks,
+            **_parts(),
+            **_mixing(run.config, role),
+        },
     )
 
 
@@ -116,6 +122,11 @@ def _parts() -> dict[str, str]:
     """Return what identifies searches whose batch norm uses parts of batches; empty if it uses whole ones."""
     engine = current()
     return {} if engine.synchronizes or engine.size == 1 else {"parts of a batch": str(engine.size)}
+
+
+def _mixing(config: RunConfig, role: Role) -> dict[str, str]:
+    """Return what identifies searches whose members mix images; earlier versions ignored CutMix in searches."""
+    return {"CutMix of members": "on"} if named_agent(config, role).cutmix_probability else {}
 
 
 def config_mark(config: RunConfig, role: Role) -> str:

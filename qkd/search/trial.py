@@ -98,7 +98,7 @@ class Trial:
 
     def _trainer(self, turn: Turn) -> Trainer:
         shared = self.job
-        agent = self.agent.model_copy(update={"cutout": 0})
+        agent = self.agent.model_copy(update={"cutout": 0})  # as published; it is only on in the final training
         job = replace(
             shared,
             role=f"search {shared.role} {turn.member}",  # names the member's random draws: order, augmentation, dropout

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from export import (
     ExportedModel,
     ExportError,
+    ParityError,
     ParityReport,
     Preprocessing,
     check_parity,
@@ -66,12 +67,10 @@ def run(run: RunFolder, progress: Progress) -> None:
         files.append(
             write_run_sample(folder, {"student": student, **nets}, splits, preprocessing_of(run.config, splits))
         )
-        reports = {
-            name: compare_file(student, folder / f"{name}.onnx", splits, run.config, progress)
-            for name in student_files(run.config)
-        }
-        for name, report in reports.items():
-            files.append(write_parity(folder, name, report))
+        reports = {}
+        for name in student_files(run.config):
+            reports[name] = compare_file(student, folder / f"{name}.onnx", splits, run.config, progress)
+            files.append(write_parity(folder, name, reports[name]))  # at once: a runtime may end the whole process
         files += write_predictions(run, splits)
         write_json(folder / "layers.json", {"layers": layer_rows(student, reports["student"])})
     for name, report in reports.items():
@@ -121,7 +120,7 @@ def _write_models(
     now = student_files(run.config)["student"].target or ""  # as the record spells it
     if kept.target not in (None, now):
         then = kept.target or "ONNX Runtime"
-        progress.warn(f"student.onnx was for {then}, and is now for {now or 'ONNX Runtime'} (export.target)")
+        progress.warn(f"student.onnx was exported for {then}, and is now for {now or 'ONNX Runtime'} (export.target)")
     for name, file in student_files(run.config).items():
         preprocessing = preprocessing_of(run.config, splits, name)
         exported[name] = export_student(run.config, student, example, folder / f"{name}.onnx", file, preprocessing)
@@ -214,7 +213,10 @@ def judge_file(name: str, report: ParityReport, progress: Progress) -> None:
     """
     for note in report.notes:
         progress.warn(f"{name}.onnx: {note}")
-    report.raise_if_worse()
+    try:
+        report.raise_if_worse()
+    except ParityError as error:
+        raise ParityError(f"{name}.onnx is not proven to be the student, do not use it: {error}", report) from error
     progress.say(f"parity of {name}.onnx: {_outcome(report)}")
     if report.provider is not None:
         progress.say(f"{name}.onnx: {report.provider.sentence}")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from qkd.agents import build_agent, read_schedule_file, save_schedule
 from qkd.failures import UsageError
-from qkd.files import delete_file, write_json
+from qkd.files import delete_file, read_json, write_json
 from qkd.progress import Progress
 from qkd.roles.agents import Role, role_agent, schedule_file, searcher
 from qkd.roles.images import run_images
+from qkd.roles.stored import SCHEDULE_HASH, schedule_mark
 from qkd.run.folder import RunFolder
 from qkd.search.role_search import search_agent
 from qkd.training import cpu_threads
@@ -27,7 +29,8 @@ def run(run: RunFolder, progress: Progress) -> None:
     TrivialAugment or RandAugment draws new operations for every image, and has no schedule.)
 
     Raises:
-        UsageError: If the student's agent is to be searched and there is no teacher yet.
+        UsageError: If the student's agent is to be searched and there is no teacher yet, or a schedule file has changed
+            since a net of this run was trained by it.
         qkd.search.SearchError: If a search's whole population diverges.
         ValueError: If an agent's policy or schedule file cannot be used, or a search's settings do not fit the data.
         OSError: If a file cannot be written.
@@ -58,6 +61,17 @@ def _require_teacher(run: RunFolder) -> None:
         )
 
 
+def _require_same_schedule(run: RunFolder, role: Role, file: Path, now: str) -> None:
+    """Raise if a role was trained by an earlier version of its schedule file: the record would be of another one."""
+    trained = {"teacher": "teacher", "student": "distill"}[role]
+    then = read_json(run.path / role / "result.json").get(SCHEDULE_HASH) if run.is_complete(trained) else None
+    if then not in (None, now):
+        raise UsageError(
+            f"{role}.agent.schedule: {file} has changed since this run's {role} was trained by it; restore it, or "
+            f"train another one (name=...)"
+        )
+
+
 def _describe(run: RunFolder, role: Role, mean: Sequence[float], progress: Progress) -> dict[str, Any]:
     """Write a role's schedule if no search has; return what ``result.json`` says about the role."""
     config, settings = run.config, role_agent(run, role)
@@ -71,6 +85,9 @@ def _describe(run: RunFolder, role: Role, mean: Sequence[float], progress: Progr
         facts["search"] = {"role": origin, "val_accuracy": found["val_accuracy"], "member": found["member"]}
     progress.say(f"{role}: {facts['agent']}")
     path = schedule_file(run.path, role)
+    if origin not in config.searched_roles and settings.schedule is not None:
+        facts |= schedule_mark(settings)
+        _require_same_schedule(run, role, settings.schedule, facts[SCHEDULE_HASH])
     if role in config.searched_roles:
         return {**facts, "schedule": path.name}
     schedule = agent.schedule(train.epochs)

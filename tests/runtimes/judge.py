@@ -111,7 +111,24 @@ class Bottleneck(nn.Module):
         return self.layers(x)
 
 
-NETS = {"residual": Residual, "linears": Linears, "depthwise": Depthwise, "even": Even, "bottleneck": Bottleneck}
+class Padded(nn.Module):
+    """Paddings as wide as the kernel: of one input channel, of single pixels, and of both with a stride."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(3, 1, 3), nn.ReLU(), nn.Conv2d(1, 8, 5, padding=6), nn.ReLU()]
+        layers += [nn.Conv2d(8, 1, 1, padding=1), nn.ReLU(), nn.Conv2d(1, 8, 3, 2, padding=(2, 3)), nn.ReLU()]
+        layers += [nn.Conv2d(8, 8, 1, 2, padding=1), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+NETS = {
+    "residual": Residual, "linears": Linears, "depthwise": Depthwise, "even": Even, "bottleneck": Bottleneck,
+    "padded": Padded,
+}  # fmt: skip
 BITS = (8, 4, 2)
 COMPILED = ("iree", "tvm")  # a graph a layer takes them seconds, so codes are compared at one width
 

@@ -22,7 +22,7 @@ from export.targets.sessions import SESSIONS
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 HERE = Path(__file__).parent
-STUDENTS = 15
+STUDENTS = 18
 CLOSE = 1e-5  # float32 rounding of logits below 4; one step of them is 1e-4 at least
 PACKAGES = {
     "iree": ("iree-base-compiler==3.13.*", "iree-base-runtime==3.13.*"),

@@ -59,7 +59,7 @@ CALLER_GONE = 3  # exit code; nobody is left to read it
 MOST_VALUES = 2**28  # of an input: 1 GiB of float32
 RACE_RUNS = 20
 MANY_TIMES = 3.0  # a kernel that unpacks its weights first takes a hundred times as long, one that need not, half
-BUSY = 0.5  # load average over cores before the start
+BUSY = 0.5  # load average over cores at the start
 
 
 class Refused(ValueError):
@@ -431,7 +431,7 @@ def peak_memory(job: dict[str, Any], folder: str, index: int) -> dict[str, Any]:
     """Load and run one model in a separate process; return its peak memory and what Python and runtime take."""
     words = ["memory", os.path.join(folder, "job.json"), str(index), "child"]  # its stdin is this process: it ends, too
     command = [sys.executable, os.path.abspath(__file__), *words]
-    say("{}: peak memory, in a separate process".format(job["models"][index]["title"]))
+    say("{}: measuring peak memory in a separate process".format(job["models"][index]["title"]))
     try:
         with subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
@@ -580,7 +580,7 @@ def condition_notes(before: dict[str, Any], after: dict[str, Any], threads: int,
         if rise >= WARMED_C or after["temperature_c"] >= HOT_C:
             notes.append("hot: {:.0f} degrees Celsius, {:.0f} more than before".format(after["temperature_c"], rise))
     if before["load"] is not None and before["load"] > BUSY * cores:
-        notes.append("busy: load average {:.1f} on {} cores before the start".format(before["load"], cores))
+        notes.append("busy: load average {:.1f} on {} cores at the start".format(before["load"], cores))
     if threads > cores:
         notes.append(f"{threads} threads on {cores} cores")
     return notes

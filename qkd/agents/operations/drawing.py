@@ -81,7 +81,7 @@ class PolicyDraws:
         """
         table = _policy_table(self.schedule, epochs)
         if not 0 <= epoch < epochs:
-            raise ValueError(f"epoch must be 0..{epochs - 1} in a training of {epochs} epochs, got {epoch=}")
+            raise ValueError(f"epoch must be 0..{epochs - 1} for a training of {epochs} epochs, got {epoch=}")
         if not self.flatten:
             return _walk(table, table.segment_of[epoch : epoch + 1], draws)
         return _walk(table, table.segment_of[draws.integers(epochs, Use.EPOCH, 1)[:, 0]], draws)

@@ -188,7 +188,7 @@ class Schedule:
         total_epochs = self.epochs if total_epochs is None else total_epochs
         if not 0 <= epoch < total_epochs:
             raise ValueError(
-                f"epoch must be 0..{total_epochs - 1} in a training of {total_epochs} epochs, got {epoch=}"
+                f"epoch must be 0..{total_epochs - 1} for a training of {total_epochs} epochs, got {epoch=}"
             )
         for segment in self.stretched(total_epochs).segments:
             if epoch < segment.epochs:

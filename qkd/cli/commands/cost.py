@@ -13,7 +13,9 @@ def add(commands: Any) -> None:
     text = "count parameters, operations and memory of a student and its FP32 twin, without training"
     count = add_command(commands, "cost", cost, text, has_runs=True)
     count.add_argument("config", metavar="MODEL.onnx|RUN|CONFIG", help="an ONNX file, a run (folder or name), a config")
-    count.add_argument("overrides", metavar="key=value", nargs="*", help="with a CONFIG, e.g. student.quant.act_bits=2")
+    count.add_argument(
+        "overrides", metavar="key=value", nargs="*", default=[], help="with a CONFIG, e.g. student.quant.act_bits=2"
+    )
     count.add_argument("--layers", action="store_true", help="also list every layer (--json always does)")
 
 

@@ -11,10 +11,12 @@ from qkd.cli.options.values import finite, output_file, positive
 
 def add(commands: Any) -> None:
     """Declare the command."""
-    text = "analyze what a teacher's soft targets say about its training images, and which known failures they show"
+    text = "analyze what a teacher's soft targets say about its training images, and which known problems they reveal"
     look = add_command(commands, "diagnose", diagnose, text, has_runs=True)
     look.add_argument("config", metavar="CONFIG|RUN", help="a run (folder or name) with a teacher, or its config")
-    look.add_argument("overrides", metavar="key=value", nargs="*", help="with a CONFIG, e.g. name=other-run")
+    look.add_argument(
+        "overrides", metavar="key=value", nargs="*", default=[], help="with a CONFIG, e.g. name=other-run"
+    )
     look.add_argument("--limit", type=positive, metavar="N", help="at most N training images, stratified (all)")
     look.add_argument("--temperature", type=finite, metavar="T", help="temperature of distillation (the config's)")
     look.add_argument(

@@ -38,7 +38,7 @@ def add(commands: Any) -> None:
     text = "run every stage; resume where it stopped"
     parser = add_command(commands, "run", run, text, config=CONFIG_OR_RUN, has_runs=True)
     parser.add_argument(
-        "--dry-run", action="store_true", help="try every step on two batches; measure and keep nothing"
+        "--dry-run", action="store_true", help="try every step on two batches; without measuring or keeping anything"
     )
     add_devices(parser)
     parser.description = f"Run every stage; resume where it stopped. {CHANGES}"

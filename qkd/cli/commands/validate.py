@@ -22,6 +22,8 @@ def validate(args: argparse.Namespace) -> int:
     """Look for faults, and print them or that there are none."""
     config = load(args, with_files=True)
     more = f"qkd run {shlex.join([args.config, *args.overrides])} --dry-run"
-    found = f"{args.config}: no faults in keys, names and files\nnot tried: nets, images, export; `{more}` does"
+    found = (
+        f"{args.config}: no faults in keys, names and files\nnot checked: nets, images, export; `{more}` checks them"
+    )
     print(json.dumps({"name": config.name, "faults": []}) if args.json else found)
     return DONE

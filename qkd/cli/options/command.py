@@ -67,7 +67,8 @@ def add_config(parser: argparse.ArgumentParser, config: tuple[str, str], *, is_o
     """
     nargs = {"nargs": "?"} if is_optional else {}
     first = parser.add_argument("config", metavar=config[0], help=config[1], **nargs)  # type: ignore[arg-type]
-    others = parser.add_argument("overrides", metavar="key=value", nargs="*", help="e.g. student.train.epochs=3")
+    words = {"metavar": "key=value", "nargs": "*", "default": []}  # without a default, errors call it required
+    others = parser.add_argument("overrides", help="e.g. student.train.epochs=3", **words)  # type: ignore[arg-type]
     first.completer, others.completer = completion.configs, completion.overrides  # type: ignore[attr-defined]
 
 

@@ -11,7 +11,7 @@ from qkd.units import percent
 
 MOST_CLASSES = 20  # for a page with a matrix; with more, it shows the pairs that are confused most often
 MOST_PAIRS = 10
-CLASS_HEAD = ["class", "test images", "student", "teacher", "mostly taken for"]
+CLASS_HEAD = ["class", "test images", "student", "teacher", "most often mistaken for"]
 PAIR_HEAD = ["shows", "taken for", "images"]
 
 

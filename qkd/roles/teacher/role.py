@@ -11,6 +11,7 @@ from qkd.methods.method import Beside
 from qkd.methods.table import methods_of
 from qkd.roles.agents import agent_inputs, role_agent
 from qkd.roles.float_training import FloatRole
+from qkd.roles.stored import schedule_mark
 from qkd.training.assembly import Context, Role
 
 
@@ -28,7 +29,8 @@ def teacher_role(context: Context, *, alone: bool = False) -> FloatRole:
         return next((one for one in found if one is not None), None)
 
     def details(net: nn.Module) -> dict[str, Any]:
-        return {key: value for method in methods for key, value in method.results(context, "teacher", net).items()}
+        found = {key: value for method in methods for key, value in method.results(context, "teacher", net).items()}
+        return found if own.train is None else {**found, **schedule_mark(own.agent)}
 
     return FloatRole(
         context, "teacher", "teacher", "teacher", context.config.teacher_net, own.train,

@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from qkd.config import LowBitConfig
+from qkd.config.conflicts.idle import RULES
 from qkd.training.job import StepRule
 from qkd.training.low_bit.dampening import Dampening
 from qkd.training.low_bit.oscillations import OscillationFreezing
@@ -35,6 +36,8 @@ def step_rules(student: nn.Module, config: LowBitConfig, optimizer: Optimizer) -
             fixes them there, but its step size is computed from them (stats).
     """
     layers = low_bit_layers(student)
+    if not layers:  # for example, a student of eight bits on the way to fewer
+        config = config.model_copy(update={key: LowBitConfig.model_fields[key].default for key in RULES})
     if config.places_weights and not all(can_be_placed(layer) for layer in layers.values()):
         raise ValueError(
             "student.low_bit: dampening and oscillation_thresholds need weight_quantizer lsq or stats: dorefa has "
@@ -59,6 +62,16 @@ def step_rules(student: nn.Module, config: LowBitConfig, optimizer: Optimizer) -
     if config.transition_rate is not None:  # last, since it counts the changes that the others leave
         rules.append(TransitionRate(layers, optimizer, config.transition_rate))
     return tuple(rules)
+
+
+def idle_rules(student: nn.Module, config: LowBitConfig) -> list[str]:
+    """Return the keys of rules that a config requests, but that act on no layer of a student.
+
+    Args:
+        student: A network from :func:`quantizers.prepare`.
+        config: Which rules.
+    """
+    return [] if low_bit_layers(student) else [key for key in RULES if getattr(config, key)]
 
 
 def _separate(optimizer: Optimizer, layers: Collection[LowBitLayer], *, by_bits: bool) -> None:

@@ -51,10 +51,11 @@ class TransitionRate:
         self._weights = max(sum(codes.numel() for codes in self._codes), 1)
         self.running = rate  # K; as if the target were met, since there is no data yet
         self.factor: float | None = None  # U over the schedule's peak; the schedule's own until a step is counted
+        self._used = 0.0  # the factor that the last step was taken with
 
     def before(self, moment: Moment) -> None:
         """Set the rates of the weights' groups."""
-        factor = moment.rate if self.factor is None or moment.settles else self.factor
+        self._used = factor = moment.rate if self.factor is None or moment.settles else self.factor
         for group in self._optimizer.param_groups:  # new objects after a state is loaded
             if group["role"] == GROUP:
                 group["lr"] = factor * moment.peak * group["lr_factor"]
@@ -76,16 +77,17 @@ class TransitionRate:
         self.factor = min(max(0.0, factor + DAMPED / window * (target - self.running) / self._rate), MOST)
 
     def facts(self) -> Mapping[str, float]:
-        """Return the running rate, and the learning rate as a factor of the schedule's peak."""
-        return {"transition_rate": self.running, "low_bit_lr_factor": 0.0 if self.factor is None else self.factor}
+        """Return the running rate, and the learning rate of the last step as a factor of the schedule's peak."""
+        return {"transition_rate": self.running, "low_bit_lr_factor": self._used}
 
     def state(self) -> dict[str, Tensor]:
-        """Return both running values; the codes follow from the weights."""
+        """Return the running values; the codes follow from the weights."""
         factor = -1.0 if self.factor is None else self.factor
-        return {"values": torch.tensor([self.running, factor], dtype=torch.float64)}
+        return {"values": torch.tensor([self.running, factor, self._used], dtype=torch.float64)}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore what :meth:`state` returned; the weights are already restored."""
-        self.running, factor = tensors["values"].tolist()
+        self.running, factor, *used = tensors["values"].tolist()  # earlier versions did not save what was used
         self.factor = None if factor < 0 else factor
+        self._used = used[0] if used else max(factor, 0.0)
         self._codes = [weight_codes(layer) for layer in self._layers]

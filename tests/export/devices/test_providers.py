@@ -141,6 +141,15 @@ def test_asked_for_alone_a_file_of_which_it_takes_nothing_runs_on_the_cpu_provid
     assert reports["student, low-bit provider"].peak_memory_bytes > 1e6
 
 
+def test_asked_for_beside_the_cpu_provider_what_it_does_not_take_is_said(files, offered):
+    said = "not measured with the low-bit provider: it takes nothing of this file"
+    named = measure_on(as_device("local"), files, dataclasses.replace(QUICK, providers=("cpu,lowbit",)))
+    assert list(named) == ["student", "student, low-bit provider", "teacher"]
+    assert said in named["teacher"].notes and said not in named["student"].notes
+    by_default = measure_on(as_device("local"), files, dataclasses.replace(QUICK, providers=("auto",)))
+    assert said not in by_default["teacher"].notes
+
+
 def test_two_models_that_wait_busily_are_never_in_one_run(files, offered):
     settings = dataclasses.replace(QUICK, providers=("auto",), threads=2)
     assert not measure_on(as_device("local"), {"s": files["student"]}, settings)["s"].spinning

@@ -98,7 +98,7 @@ def test_notes_on_rounds():
         ({"temperature_c": 81.0}, {"temperature_c": 82.0}, "hot: 82 degrees Celsius, 1 more than before"),
         ({"temperature_c": None}, {"temperature_c": 50.0}, None),
         ({"load": 1.0}, {}, None),
-        ({"load": 2.5}, {"load": 0.0}, "busy: load average 2.5 on 4 cores before the start"),
+        ({"load": 2.5}, {"load": 0.0}, "busy: load average 2.5 on 4 cores at the start"),
     ],
 )
 def test_notes_on_conditions(before, after, note):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +139,50 @@ def test_what_cannot_be_asked_is_named(student: Student, images: Tensor, path: P
         with pytest.raises(ImportError, match="openvino, which is missing: pip install 'openvino'"):
             check_parity(student, path, [images], runtime="openvino")
     assert not sessions.is_installed("mnn")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"), [("ImportError('libGL.so.1')", "libGL.so.1"), ("OSError('no tbb')", "no tbb")]
+)
+def test_a_damaged_runtime_is_not_called_missing(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    student: Student,
+    images: Tensor,
+    path: Path,
+    wrong: str,
+    words: str,
+) -> None:
+    (tmp_path / "openvino.py").write_text(f"raise {wrong}")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "openvino", raising=False)
+    assert sessions.is_installed("openvino")
+    said = rf"openvino is installed, but cannot be imported \({words}\); reinstall it: pip install 'openvino'"
+    with pytest.raises(ImportError, match=said):
+        check_parity(student, path, [images], runtime="openvino")
+
+
+def test_what_a_runtime_raises_while_it_loads_is_a_fault(
+    fake: type[Fake], monkeypatch: pytest.MonkeyPatch, student: Student, images: Tensor, path: Path
+) -> None:
+    def refuse(self: Fake, content: bytes, threads: int) -> None:
+        raise ValueError("bad model: op X")
+
+    monkeypatch.setattr(Fake, "__init__", refuse)
+    report = check_parity(student, path, [images], runtime="openvino")
+    assert not report.passed and "openvino: it does not load the file: bad model: op X" in report.faults
+
+
+def test_an_opencv_of_before_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", types.SimpleNamespace(__version__="4.14.0"))
+    with pytest.raises(ImportError, match=r"opencv 4\.14\.0 is installed, but such files need OpenCV 5"):
+        sessions.open_in("opencv", b"")
+
+
+def test_a_runtime_is_installed_if_all_of_its_packages_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "iree" / "compiler").mkdir(parents=True)
+    (tmp_path / "iree" / "compiler" / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "iree"]:
+        monkeypatch.delitem(sys.modules, name)
+    assert not sessions.is_installed("iree"), "the compiler alone runs nothing"

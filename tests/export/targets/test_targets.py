@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,33 @@ def test_openvino_has_no_linear_layer_without_a_bias(student: Student, images: T
     tiny = [constants[node.input[2]] for node in layers if node.input[2] in constants]
     assert len(layers) == 3 and len(tiny) == 2
     assert all(values[0] == np.float32(1e-30) and not values[1:].any() for values in tiny)
+
+
+@pytest.mark.parametrize(("target", "padded"), [("openvino", ["deep", "point"]), ("opencv", ["point"]), ("tvm", [])])
+def test_wide_paddings_are_nodes_where_a_runtime_computes_them_wrongly(
+    target: str, padded: list[str], tmp_path: Path
+) -> None:
+    """OpenVINO with one input channel, OpenCV with single pixels; other paddings stay in their convolutions."""
+    torch.manual_seed(0)
+    images = torch.randn(16, 1, 8, 8)
+    deep = nn.Conv2d(4, 4, (3, 5), 2, padding=(4, 3), dilation=(1, 2))
+    net = nn.Sequential(OrderedDict(
+        same=nn.Conv2d(1, 4, 3, padding=1), act=nn.ReLU(), deep=deep, act2=nn.ReLU(),
+        point=nn.Conv2d(4, 8, 1, padding=1), act3=nn.ReLU(), pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(),
+        last=nn.Linear(8, 3),
+    ))  # fmt: skip
+    made = prepare(net.eval(), QuantSpec(weight_bits=4, act_bits=4), images[:2])
+    calibrate(made, images)
+    model = read(made.eval(), images, tmp_path, target)
+    report = check_parity(made, tmp_path / "student.onnx", images)
+    assert report.faults == () and report.whole_differs_on == 0
+    pads = {node.name: list(next(one.ints for one in node.attribute if one.name == "pads"))
+            for node in model.graph.node if node.op_type == "Conv"}  # fmt: skip
+    names = [node.name.removesuffix(".padded") for node in model.graph.node if node.op_type == "Pad"]
+    assert names == padded
+    assert pads["same"] == [1, 1, 1, 1]
+    assert pads["deep"] == ([2, 3, 2, 3] if "deep" in padded else [4, 3, 4, 3])
+    assert pads["point"] == ([0, 0, 0, 0] if "point" in padded else [1, 1, 1, 1])
 
 
 def test_iree_has_no_clip_of_all_codes(net: Any, tmp_path: Path) -> None:

@@ -188,3 +188,5 @@ def test_a_found_schedule_crops_as_the_config_says() -> None:
     config = AgentConfig(policy="search", crop_padding=2, crop_offsets="released", flip=False)
     agent = agent_of_schedule(Schedule((Segment(1, Policy()),)), config, epochs=1, mean=(0.0,))
     assert agent.leaves_last and agent.padding == 2 and agent.cutmix == 0
+    mixing = config.model_copy(update={"cutmix": 0.7})
+    assert agent_of_schedule(Schedule((Segment(1, Policy()),)), mixing, epochs=1, mean=(0.0,)).cutmix == 0.7

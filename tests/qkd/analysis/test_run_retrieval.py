@@ -81,7 +81,7 @@ def test_the_table_is_for_people(folder: Path, capsys: pytest.CaptureFixture[str
     run = str(folder / "runs" / "tiny")
     assert main(["retrieve", run, "--compat", "released"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("tiny: 32 test images look for their class among 48 training images")
+    assert lines[0].startswith("tiny: 32 test images are matched against 48 training images")
     assert [line.split()[:2] for line in lines[2:6]] == [
         [role, metric] for role in ("teacher", "student") for metric in ("l2", "cosine")
     ]

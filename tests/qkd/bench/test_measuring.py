@@ -78,7 +78,7 @@ def test_a_run_folder_with_its_sample_and_the_int8_baseline(
 def test_the_table_and_a_device_that_fails(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, _ = run(capsys, made, *QUICK, "--on", "local", "--on", "ssh://127.0.0.1:1", code=1)
     head, *lines, told, terms = out.splitlines()
-    assert told == "Times are for a batch of 1 image, with 1 thread: 3 rounds, after 0 that do not count."
+    assert told == "Times are for a batch of 1 image, with 1 thread: 3 rounds, after 0 for warm-up."
     assert terms.startswith("p10, p90, p99: ")
     assert head.split() == ["device", "model", "median", "p10", "p90", "p99", "vs.", "FP32", "size", "memory",
                             "accuracy", "agreement", "notes"]  # fmt: skip

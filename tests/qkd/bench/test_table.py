@@ -15,9 +15,7 @@ def test_columns_are_explained_and_the_float_row_is_named():
     result = DeviceResult(Device(name="board", address="ssh://pi@board"))
     text = BenchTable([result], [{"models": {"teacher": row, "student": row}}], "teacher").to_text()
     head, first, second, told, terms = text.splitlines()
-    assert (
-        told == "Times are for a batch of 4 images, with 2 threads on CPUs 1, 3: 9 rounds, after 2 that do not count."
-    )
+    assert told == "Times are for a batch of 4 images, with 2 threads on CPUs 1, 3: 9 rounds, after 2 for warm-up."
     assert {"vs. FP32", "agreement"} <= set(re.split(r"\s{2,}", head))
     assert re.split(r"\s{2,}", first)[:2] == ["board", "teacher (FP32)"] and "student" in second
     assert terms == TERMS["devices"] and "Vs. FP32: median latency divided by that of the FP32 file." in terms

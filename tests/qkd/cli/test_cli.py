@@ -113,7 +113,7 @@ def test_a_module_is_the_command(module: str) -> None:
     )
     assert done.stdout.splitlines() == [
         "digits/smoke: no faults in keys, names and files",
-        "not tried: nets, images, export; `qkd run digits/smoke --dry-run` does",
+        "not checked: nets, images, export; `qkd run digits/smoke --dry-run` checks them",
     ]
 
 

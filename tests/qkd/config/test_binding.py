@@ -180,6 +180,19 @@ def test_a_fault_says_where_and_what(changes: dict[str, Any], fault: str) -> Non
     assert [line for line in faults_of(small(**changes)) if line.startswith(fault)]
 
 
+@pytest.mark.parametrize("agent", [{"policy": "teacher"}, {"policy": "teacher", "cutmix": 0.0}, {"policy": "cutmix"}])
+@pytest.mark.parametrize("view", ["clean", "own", "same"])
+def test_cutmix_is_seen_through_the_teachers_policy(agent: dict[str, Any], view: str) -> None:
+    """The teacher must see the same mixture, however the student's agent has come to mix images."""
+    teacher = {"net": "resnet8", "train": {"epochs": 1}, "agent": {"policy": "cutmix"}}
+    data = small(teacher=teacher, student={"quant": {"weight_bits": 4, "act_bits": 4}, "agent": agent, "view": view})
+    mixes = agent.get("cutmix") != 0.0 or view == "own"
+    if mixes and view != "same":
+        assert any("must be `same` with CutMix" in fault for fault in faults_of(data))
+    else:
+        assert bind(data).student_agent.policy == "cutmix"
+
+
 def test_values_of_a_union_give_one_fault() -> None:
     data = apply_overrides(small(), ["student.terms=[{loss: soft_target, options: {temperature: [1]}}]"])
     assert faults_of(data) == [

@@ -293,6 +293,7 @@ def test_a_dry_run_takes_its_steps_and_leaves_nothing_in_the_file(data: Path) ->
         ({"student.terms": [{"loss": "cross_entropy"}]}, r"student\.terms: .* brings its own loss"),
         ({"student.view": "clean"}, r"student\.view: must be `same`"),
         ({"student.agent": {"policy": "cutmix"}}, "CutMix mixes labels"),
+        ({"student.agent": {"policy": "teacher"}, "teacher.agent": {"policy": "cutmix"}}, "CutMix mixes labels"),
         ({"student.peers": {"nets": [{}]}}, r"student\.peers: cannot be combined with student\.adaptation"),
         ({"student.data_free": {"method": "noise"}}, r"student\.data_free: cannot be combined"),
         (

@@ -298,7 +298,7 @@ def test_val_scores_folders_archives_and_configs_alike(
     assert re.fullmatch(r"the images are (\d+)x(\d+)x1 \(.*; they were converted to the model's (\d+)x(\d+)x1", note)
     assert main(["val", str(run.path), str(data)]) == 0
     text = capsys.readouterr().out
-    assert f"({round(accuracy * 32)} of 32; 95 %" in text and "mostly taken for" in text
+    assert f"({round(accuracy * 32)} of 32; 95 %" in text and "most often mistaken for" in text
 
 
 def test_val_notes_images_that_the_student_was_trained_on(

@@ -96,7 +96,7 @@ def test_the_closing_table_reads_as_it_should(tmp_path: Path) -> None:
         "teacher (= FP32 twin)  resnet8  99.00 % (97.3 .. 99.6 %)                   -    2.50 MB            0.5 ms",
         "student w2a4           resnet8  97.00 % (94.7 .. 98.3 %)  100.00 % (99.99 %)    98.8 kB          0.123 ms",
         "note: the test set has only 360 images: the student's accuracy is known to ±1.8 points (`qkd compare` "
-        "compares runs image by image, which is surer)",
+        "compares runs image by image, which is more precise)",
         "note: 1 layer left in float: <script>alert('x')</script>&\"| (silu) in float",
         f"report: {run / 'report.html'}",
     ]

@@ -151,7 +151,7 @@ def test_measuring_again_after_another_export_makes_the_report_possible(
     # student.onnx is another file: old latencies are not shown beside its size
     assert main(["export", str(run), "export.target=onnxruntime-web"]) == 0
     printed = capsys.readouterr().out
-    assert "latencies of local, board are for an earlier export's files and left out; `qkd bench" in printed
+    assert "latencies of local, board belong to an earlier export's files and are left out; `qkd bench" in printed
     assert summarize(run).devices == () and summarize(run).student.median_ms is None
     assert main(board) == 0
     assert "local had measured other files than those of this export; its record is deleted" in capsys.readouterr().err

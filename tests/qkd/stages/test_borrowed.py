@@ -150,7 +150,7 @@ def test_the_teachers_settings_are_those_of_its_run(first: Path, data: Path, tmp
         load_config(file, [f"teacher.run={first}", "teacher.train.lr=0.3"])
     longer = {**values["teacher"], "train": {**values["teacher"]["train"], "epochs": 30}}
     file.write_text(yaml.safe_dump({**values, "teacher": longer}))
-    here = r"config.teacher.train.epochs: 30 in .*second.yaml, but the teacher of .* has 1; delete it there, "
+    here = r"config.teacher.train.epochs: 30 in .*second.yaml, but the teacher of .* has 1; remove it from the file, "
     with pytest.raises(ConfigError, match=rf"{here}or add to the command teacher.train.epochs=1$"):
         load_config(file, [f"teacher.run={first}"])
     assert load_config(file, [f"teacher.run={first}", "teacher.train.epochs=1"]) == second(first, data)

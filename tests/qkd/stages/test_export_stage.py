@@ -12,12 +12,17 @@ import pytest
 import yaml
 
 import qkd.checking.config_files
-from export import ExportError
+import qkd.stages.export as stage
+from export import ExportError, ParityError
+from export.runtime import open_session
+from export.targets import sessions
 from qkd.bench.targets import run_files
 from qkd.cli import main
 from qkd.files import read_json
+from qkd.pipeline import run_stages
 from qkd.progress import Silent
 from qkd.report import summarize
+from qkd.report.text import flavor_sentence
 from qkd.run.folder import RunFolder
 from qkd.stages import STAGES
 from qkd.stages.export import require_integer_layers
@@ -122,12 +127,12 @@ def test_files_for_other_runtimes_stay_while_they_are_of_the_same_student(
     kept = "student.onnxruntime-1.17.onnx, student.openvino.onnx"
     assert f"kept from an earlier export, of the same student: {kept}" in listener.said
     assert any("student.slim.onnx is not in any record of this run's exports" in line for line in listener.said)
-    assert "student.onnx was for onnxruntime-web, and is now for ONNX Runtime (export.target)" in listener.said
+    assert "student.onnx was exported for onnxruntime-web, and is now for ONNX Runtime (export.target)" in listener.said
     assert {name: (folder / name).read_bytes() for name in first} == first  # also student.onnx: the same bytes
     for target in ("iree", None):  # neither changes what student.onnx is for, nor does a first target
         listener = Listening()
         export(data, tmp_path, listener, target=target)
-        assert not any("student.onnx was for" in line for line in listener.said)
+        assert not any("student.onnx was exported for" in line for line in listener.said)
     facts = read_json(folder / "export.json")
     others = {"student.openvino", "student.onnxruntime-1.17", "student.iree"}
     assert facts.keys() == {"student", "teacher", *others} and sorted(run_files(folder.parent)) == [
@@ -145,6 +150,60 @@ def test_files_for_other_runtimes_stay_while_they_are_of_the_same_student(
     assert any(line.startswith("student.openvino.onnx has been deleted") for line in listener.said)
     assert {path.name for path in folder.glob("student*.onnx")} == {"student.onnx", "student.slim.onnx"}
     assert read_json(folder / "export.json").keys() == {"student", "teacher"}
+
+
+class Elsewhere:
+    """A runtime that computes with ONNX Runtime."""
+
+    version = "openvino 9.9"
+
+    def __init__(self, content: bytes, threads: int) -> None:
+        self.session = open_session(content, optimize=False, threads=threads)
+
+    def run(self, names: list[str], feeds: dict[str, Any]) -> list[Any]:
+        return list(self.session.run(list(names), dict(feeds)))
+
+
+def test_a_file_is_run_by_its_runtime_as_soon_as_that_is_installed(
+    data: Path, tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it, only ONNX Runtime compares the file; that says nothing about what the runtime computes."""
+    shutil.copytree(trained / "tiny", tmp_path / "tiny", ignore=shutil.ignore_patterns("export", "export.json"))
+    run = RunFolder(tiny_config(data, {"export.target": "openvino"}), tmp_path / "tiny")
+    parity = run.path / "export" / "parity.openvino.json"
+
+    def outcome(*, is_there: bool) -> list[str]:
+        for module in (sessions, stage):
+            monkeypatch.setattr(module, "is_installed", lambda _: is_there)
+        listener = Listening()
+        run_stages(run, ("export",), listener)
+        return listener.said
+
+    missing = "student.openvino.onnx: openvino is not installed here, so only ONNX Runtime ran the file"
+    assert missing in outcome(is_there=False) and read_json(parity)["runtime"] is None
+    (sentence,) = (flavor_sentence(name, facts) for name, facts in summarize(run.path).flavors.items())
+    assert sentence.endswith("Not run in openvino.")
+    assert missing in outcome(is_there=False), "said again, although the stage is complete"
+    monkeypatch.setitem(sessions.SESSIONS, "openvino", Elsewhere)
+    before = (run.path / "export" / "student.openvino.onnx").read_bytes()
+    assert any("openvino 9.9: logits of" in line for line in outcome(is_there=True))
+    assert read_json(parity)["runtime"]["runtime"] == "openvino 9.9"
+    assert (run.path / "export" / "student.openvino.onnx").read_bytes() == before
+    (sentence,) = (flavor_sentence(name, facts) for name, facts in summarize(run.path).flavors.items())
+    assert "openvino 9.9: passed there, too" in sentence
+    assert outcome(is_there=True) == []
+
+    def wrong(self: Elsewhere, names: list[str], feeds: dict[str, Any]) -> list[Any]:
+        return [values + 1 for values in self.session.run(list(names), dict(feeds))]
+
+    parity.write_text(json.dumps({**read_json(parity), "runtime": None}))
+    run.extend("export", [parity])
+    monkeypatch.setattr(Elsewhere, "run", wrong)
+    with pytest.raises(
+        ParityError, match=r"student\.openvino\.onnx is not proven to be the student, do not use it: open"
+    ):
+        outcome(is_there=True)
+    assert run.why_incomplete("export"), "a file that failed is not complete"
 
 
 def write_other_weights(path: Path) -> None:

@@ -14,7 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 import qkd.data.loading.load
-from qkd.agents import load_schedule, read_schedule_file
+from qkd.agents import Op, Policy, Schedule, Segment, load_schedule, read_schedule_file, save_schedule
 from qkd.cli import main
 from qkd.failures import UsageError
 from qkd.files import sha256_of
@@ -23,12 +23,13 @@ from qkd.progress import Progress, Silent
 from qkd.report import render_page, summarize
 from qkd.roles.agents import role_agent, unsearched_agent
 from qkd.roles.learner import stretched_phases, stretched_train
+from qkd.roles.stored import changed_sources
 from qkd.run.folder import RunFolder
 from qkd.search.board import table, turns_done
 from qkd.search.role_search import config_mark, open_journal, search_agent
 from qkd.stages import STAGES
 from qkd.stages.report import gather, read_search
-from qkd.testing import tiny_config
+from qkd.testing import run_tiny, tiny_config
 
 pytestmark = pytest.mark.usefixtures("unfused")
 
@@ -106,6 +107,43 @@ def test_a_changed_schedule_undoes_what_was_made_from_it(data: Path, tmp_path: P
     assert run.why_incomplete("teacher") == run.why_incomplete("search_teacher") == f"search/{file.name} has changed"
     run_in_order(run, ("teacher", "search"), Silent())  # written again from the journal
     assert file.read_text() == text and run.is_complete("teacher")
+
+
+def test_a_schedule_file_that_changes_between_the_stages_is_never_recorded_falsely(data: Path, tmp_path: Path) -> None:
+    """The student trains by the user's file, which may have changed since the search stage described it."""
+
+    def write(name: str, *, role: str = "student") -> Path:
+        save_schedule(Schedule((Segment(1, Policy((Op(name, 0.5, 3),))),)), tmp_path / f"{role}.yaml", role="student")
+        return tmp_path / f"{role}.yaml"
+
+    def drawn(run: RunFolder, role: str) -> str:
+        segment = load_schedule(run.path / "search" / f"{role}.schedule.yaml").segments[0]
+        return segment.policy.ops[0].name
+
+    files = {
+        f"{role}.agent": {"policy": "file", "schedule": str(write("Rotate", role=role))}
+        for role in ("teacher", "student")
+    }
+    config = tiny_config(data, files)
+    run_tiny(config, tmp_path, "teacher", "search").close()
+    write("Invert")
+    with RunFolder.open(config, runs_dir=tmp_path) as run:
+        with pytest.raises(UsageError, match=r"search \(student\.agent\.schedule: .*student\.yaml has changed\)"):
+            run_in_order(run, ("distill",), Silent())
+        run_in_order(run, ("search", "distill"), Silent())
+        assert drawn(run, "student") == "Invert" and changed_sources(run.path, config) == ""
+        write("Solarize")
+        assert "student.agent.schedule" in changed_sources(run.path, config), "a complete run keeps what it made"
+        run_in_order(run, ("search", "distill"), Silent())
+        assert drawn(run, "student") == "Invert"
+    other = config.model_copy(update={"name": "other"})
+    run_tiny(other, tmp_path, "teacher").close()
+    write("Solarize", role="teacher")
+    with (
+        RunFolder.open(other, runs_dir=tmp_path) as run,
+        pytest.raises(UsageError, match=r"teacher\.agent\.schedule: .* changed since this run's teacher was trained"),
+    ):
+        run_in_order(run, ("teacher", "search"), Silent())
 
 
 def test_search_alone_does_what_it_can_and_says_what_is_missing(

@@ -17,7 +17,7 @@ from qkd.nets import build_net
 from qkd.pipeline import run_stages
 from qkd.progress import Silent
 from qkd.roles.nets import load_float_twin, load_student
-from qkd.roles.stored import changed_weights
+from qkd.roles.stored import changed_sources
 from qkd.run.folder import RunFolder
 from qkd.search.role_search import config_mark
 from qkd.testing import tiny_config
@@ -37,9 +37,9 @@ def test_it_ends_where_the_one_with_its_own_float_training_ends(data: Path, tmp_
     given = run(tiny_config(data, {**NARROW, "student.weights": str(weights)}), tmp_path / "given")
     states = [load_student(one).state_dict() for one in (own, given)]
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
-    assert changed_weights(given.path, given.config) == ""
+    assert changed_sources(given.path, given.config) == ""
     weights.write_bytes(weights.read_bytes() + b" ")
-    assert f"student.weights: {weights} has changed since" in changed_weights(given.path, given.config)
+    assert f"student.weights: {weights} has changed since" in changed_sources(given.path, given.config)
     weights.write_bytes(weights.read_bytes()[:-1])
     twins = [load_float_twin(one) for one in (own, given)]
     assert twins[0] is not None and twins[1] is not None

@@ -17,7 +17,7 @@ from qkd.pipeline.running import run_stages
 from qkd.progress import Silent
 from qkd.roles.learner import phases_of
 from qkd.roles.nets import load_float_twin, load_student, load_teacher
-from qkd.roles.stored import changed_weights
+from qkd.roles.stored import changed_sources
 from qkd.run.folder import RunFolder
 from qkd.stages import STAGES
 from qkd.testing import run_tiny, tiny_config
@@ -205,7 +205,7 @@ def test_weights_from_a_file_are_used_as_they_are(data: Path, tmp_path: Path) ->
     run = run_tiny(tiny_config(data, changes), tmp_path, "teacher", "search")
     assert result(run, "teacher")["epochs"] == 0 and rows(run, "teacher") == []
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), load_teacher(run).parameters(), strict=True))
-    assert changed_weights(run.path, run.config) == ""
+    assert changed_sources(run.path, run.config) == ""
     save_weights(build_net("resnet8", classes=4, channels=1, image_size=8), tmp_path / "given.safetensors")
     told: list[str] = []
 
@@ -217,7 +217,7 @@ def test_weights_from_a_file_are_used_as_they_are(data: Path, tmp_path: Path) ->
     (line,) = (one for one in told if "has changed since this run started from it" in one)
     assert "teacher.weights: " in line and "name=... makes others" in line
     (tmp_path / "given.safetensors").unlink()
-    assert changed_weights(run.path, run.config) == "", "a file that is gone is no longer needed"
+    assert changed_sources(run.path, run.config) == "", "a file that is gone is no longer needed"
 
 
 @pytest.mark.parametrize(

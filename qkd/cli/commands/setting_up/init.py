@@ -20,7 +20,9 @@ def add(commands: Any) -> None:
     ))  # fmt: skip
     parser.add_argument("--net", metavar="NET", help="a name of `qkd ls nets`, path/to/file.py:function, module:name")
     parser.add_argument("--weights", metavar="FILE", type=user_path, help="weights of the teacher: a file, or imagenet")
-    parser.add_argument("--bits", default="w4a4", metavar="w4a4", help="bits of the student's weights and activations")
+    parser.add_argument("--bits", default="w4a4", metavar="w4a4", help=(
+        "bits of the student's weights and activations (default: %(default)s)"
+    ))  # fmt: skip
     parser.add_argument(
         "--out",
         metavar="FILE.yaml",

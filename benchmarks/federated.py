@@ -1,8 +1,8 @@
 """Compares federated training strategies: accuracy by round and by bytes, float and W4A4, and a low-bit upload.
 
-    python benchmarks/federated.py --seeds 0 1 2 data.name=npz data.path=fashion-mnist
-    python benchmarks/federated.py --config configs/digits/federated/fedgen.yaml --out /tmp/federated --seeds 0 \
-        federated.rounds=4
+    python benchmarks/federated.py data.name=npz data.path=fashion-mnist --seeds 0 1 2
+    python benchmarks/federated.py federated.rounds=4 --config configs/digits/federated/fedgen.yaml --seeds 0 \
+        --out /tmp/federated
 
 Every run is ``qkd federate`` with the same config, partition of the images, clients per round and initial weights; only
 strategy and precision differ. A row ``fedavg, codes`` sends codes and scales instead of shadow weights. Test images are

@@ -23,9 +23,22 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from stage_runs import NOT_RUN, accuracy_text, environment_of, points_text, public, require_runs, runs_in, spread
+from stage_runs import (
+    NOT_RUN,
+    accuracy_text,
+    environment_of,
+    note_outcome,
+    noted_failure,
+    points_text,
+    public,
+    require_runs,
+    runs_in,
+    spread,
+    unlike,
+)
 
 from qkd.cli.options.values import output_file
+from qkd.config import RunConfig
 from qkd.config.binding import apply_overrides, bind
 from qkd.data import load_splits
 from qkd.files.yaml_text import parse_yaml
@@ -99,14 +112,22 @@ class Comparison:
 
     def run(self, task: Task) -> str:
         """Run a task; return why it failed, or an empty string."""
+        name, _, seed = task
+        kind = teacher_kind(name, self.configs[name])
+        teacher = self.folder / f"{kind}-seed{seed}" if kind else None
+        return self._stages(self._values(task), run_name(task), seed, STAGES, teacher)
+
+    def _values(self, task: Task) -> dict[str, Any]:
         name, bits, seed = task
-        config = json.loads(json.dumps(self.configs[name]))
+        config: dict[str, Any] = json.loads(json.dumps(self.configs[name]))
         config["student"]["quant"] |= {"weight_bits": bits, "act_bits": bits}
-        kind = teacher_kind(name, config)
         if config["student"].get("init", "auto") == "auto":  # all of a seed start from the same float student
             config["student"]["weights"] = str((self.start(seed) / "student" / "float" / WEIGHTS).resolve())
             config["student"].pop("float_train")
-        return self._stages(config, run_name(task), seed, STAGES, self.folder / f"{kind}-seed{seed}" if kind else None)
+        return config
+
+    def _config(self, values: dict[str, Any], name: str, seed: int) -> RunConfig:
+        return bind(apply_overrides(values, [f"name={name}", f"seed={seed}", *self.args.overrides]))
 
     def shared(self) -> list[Shared]:
         """Return what the runs share: each kind of teacher, and the float student, for each seed."""
@@ -140,7 +161,7 @@ class Comparison:
         """Run stages in this process, with another folder's teacher if given; return why they failed, or ''."""
         started = time.monotonic()
         try:
-            config = bind(apply_overrides(values, [f"name={name}", f"seed={seed}", *self.args.overrides]))
+            config = self._config(values, name, seed)
             with RunFolder.open(config, runs_dir=self.folder) as run, (self.folder / f"{name}.log").open("a") as log:
                 if teacher is not None and not run.is_complete("teacher"):
                     run.adopt("teacher", teacher)
@@ -149,15 +170,18 @@ class Comparison:
         except Exception as error:
             why = f"{type(error).__name__}: {error}".replace(f"{self.folder.resolve()}/", "")
         print(f"{name}: {why or 'done'} ({time.monotonic() - started:.0f} s)", file=sys.stderr, flush=True)
-        return why
+        return note_outcome(self.folder, name, why)
 
     def row(self, task: Task, failure: str | None) -> dict[str, Any]:
         """Return the outcome of a task."""
         name, bits, seed = task
         row: dict[str, Any] = {"method": name, "bits": bits, "seed": seed}
         run = self.folder / run_name(task)
+        failure = noted_failure(self.folder, run.name) if failure is None else failure
         if failure or not (run / "student" / "result.json").is_file():
             return {**row, "failed": failure or NOT_RUN}
+        if other := unlike(run, lambda: self._config(self._values(task), run.name, seed)):
+            return {**row, "failed": other}
         student = json.loads((run / "student" / "result.json").read_text())
         teacher = json.loads((run / "teacher" / "result.json").read_text())
         lines = [json.loads(line) for line in (run / "student" / "metrics.jsonl").read_text().splitlines()]

@@ -23,9 +23,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stage_runs import NOT_RUN, accuracy_text, environment_of, points_text, public, require_runs, runs_in, spread
+from stage_runs import (
+    NOT_RUN,
+    accuracy_text,
+    environment_of,
+    note_outcome,
+    noted_failure,
+    points_text,
+    public,
+    require_runs,
+    runs_in,
+    spread,
+    unlike,
+)
 
 from qkd.cli.options.values import output_file
+from qkd.config import RunConfig
 from qkd.config.binding import apply_overrides, bind
 from qkd.pipeline import run_stages
 from qkd.progress import Progress
@@ -114,15 +127,21 @@ class Ablation:
     def run(self, task: Task) -> str:
         """Run a task; return why it failed, or an empty string."""
         name, seed = task
-        values = {**self.base, "student": merged(self.base["student"], self.rows[name])}
-        return self._run(values, f"{name}-seed{seed}", seed, ("teacher", "search", "distill"), f"teacher-seed{seed}")
+        stages = ("teacher", "search", "distill")
+        return self._run(self._values(name), f"{name}-seed{seed}", seed, stages, f"teacher-seed{seed}")
+
+    def _values(self, name: str) -> dict[str, Any]:
+        return {**self.base, "student": merged(self.base["student"], self.rows[name])}
+
+    def _config(self, values: Mapping[str, Any], name: str, seed: int) -> RunConfig:
+        return bind(apply_overrides(values, [f"name={name}", f"seed={seed}", *self.args.overrides]))
 
     def _run(
         self, values: Mapping[str, Any], name: str, seed: int, stages: tuple[str, ...], teacher: str | None = None
     ) -> str:
         started, folder = time.monotonic(), self.args.runs_dir
         try:
-            config = bind(apply_overrides(values, [f"name={name}", f"seed={seed}", *self.args.overrides]))
+            config = self._config(values, name, seed)
             with RunFolder.open(config, runs_dir=folder) as run, (folder / f"{name}.log").open("a") as log:
                 if teacher is not None and not run.is_complete("teacher"):
                     run.adopt("teacher", folder / teacher)
@@ -131,15 +150,18 @@ class Ablation:
         except Exception as error:  # the row keeps its message, and the others still run
             why = f"{type(error).__name__}: {error}".replace(f"{folder.resolve()}/", "")
         print(f"{name}: {why or 'done'} ({time.monotonic() - started:.0f} s)", file=sys.stderr, flush=True)
-        return why
+        return note_outcome(folder, name, why)
 
     def result(self, task: Task, failure: str | None) -> dict[str, Any]:
         """Return the outcome of a task."""
         name, seed = task
         row: dict[str, Any] = {"option": name, "seed": seed}
         run = self.args.runs_dir / f"{name}-seed{seed}"
+        failure = noted_failure(self.args.runs_dir, run.name) if failure is None else failure
         if failure or not (run / "student" / "result.json").is_file():
             return {**row, "failed": failure or NOT_RUN}
+        if other := unlike(run, lambda: self._config(self._values(name), run.name, seed)):
+            return {**row, "failed": other}
         student = json.loads((run / "student" / "result.json").read_text())
         lines = [json.loads(line) for line in (run / "student" / "metrics.jsonl").read_text().splitlines()]
         return {

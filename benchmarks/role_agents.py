@@ -24,7 +24,7 @@ from typing import Any
 
 from role_agents_reasons import reasons, search_facts
 from role_agents_table import draw, render, summarize
-from stage_runs import environment_of, public, require_runs, run_stages, runs_in
+from stage_runs import environment_of, public, require_runs, run_stages, runs_in, unlike
 
 from qkd.cli.options.values import output_file
 from qkd.config.binding import load_config
@@ -164,6 +164,14 @@ def run_all(runs: Runs, arms: Sequence[str], seeds: Sequence[int], jobs: int) ->
     return failures
 
 
+def noted_failures(runs: Runs) -> dict[tuple[str, str, int], str]:
+    """Return why tasks failed when they were last tried, by an earlier call of this program."""
+    log = runs.folder / TASKS
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.is_file() else []
+    last = {(line["kind"], line["name"], line["seed"]): line["outcome"] for line in lines}
+    return {task: outcome for task, outcome in last.items() if outcome != "done"}
+
+
 def read_row(runs: Runs, name: str, seed: int, failures: dict[tuple[str, str, int], str]) -> dict[str, Any]:
     """Return an arm's row of one seed: accuracies, times and the cost of its searches; or why there is none."""
     arm, row = ARMS[name], {"arm": name, "seed": seed}
@@ -174,6 +182,7 @@ def read_row(runs: Runs, name: str, seed: int, failures: dict[tuple[str, str, in
         student = json.loads((run / "student" / "result.json").read_text())
     except FileNotFoundError:
         return {**row, "failed": why or "not run to its end"}
+    why = why or unlike(run, lambda: load_config(runs.config, [*runs.words, *runs.arm_words(arm, seed)]))
     if why:
         return {**row, "failed": why}
     where = {"teacher": teacher_run, "student": runs.arm(FINDER, seed)}
@@ -247,7 +256,7 @@ def main() -> None:
     args.runs_dir.mkdir(parents=True, exist_ok=True)
     runs = Runs(args.config, args.runs_dir.resolve(), (*args.overrides, *more))
     started = time.monotonic()
-    failures = {} if args.collect else run_all(runs, args.arms, args.seeds, args.jobs)
+    failures = noted_failures(runs) if args.collect else run_all(runs, args.arms, args.seeds, args.jobs)
     rows = [read_row(runs, name, seed, failures) for name in args.arms for seed in args.seeds]
     searches = read_searches(runs, args.arms, args.seeds)
     record = {

@@ -10,9 +10,12 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qkd.config import RunConfig
 
 # Makes a process keep freed memory; otherwise page faults take a tenth of a small net's training (glibc only).
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "1000000000", "MALLOC_MMAP_THRESHOLD_": "33554432"}
@@ -143,6 +146,40 @@ def require_runs(parser: argparse.ArgumentParser, folder: Path, flag: str = "--c
     """End the program if there is nothing to collect, so that no earlier table is replaced by an empty one."""
     if not runs_in(folder):
         parser.error(f"{flag}: no runs in {folder}")
+
+
+def unlike(run: Path, wanted: Callable[[], RunConfig]) -> str:
+    """Return how a run was trained otherwise than a table would say; an empty string if it was not.
+
+    Args:
+        run: The run folder.
+        wanted: Returns the config that the run would have now.
+    """
+    from qkd.roles.stored import stored_config
+    from qkd.run.identity import different_settings
+
+    try:
+        changed = different_settings(stored_config(run), wanted())
+    except (ValueError, OSError) as error:
+        return f"its settings cannot be compared: {error}"
+    found = [f"{key} was {was}, now {now}" for key, (was, now) in changed.items()]
+    return f"trained with other settings: {'; '.join(found)}" if found else ""
+
+
+def note_outcome(folder: Path, name: str, why: str) -> str:
+    """Keep why a run failed, for tables that are only collected, or forget it where the run is done; return it."""
+    file = folder / f"{name}.failed"
+    if why:
+        file.write_text(why, encoding="utf-8")
+    else:
+        file.unlink(missing_ok=True)
+    return why
+
+
+def noted_failure(folder: Path, name: str) -> str:
+    """Return why a run failed when it was last tried; an empty string if it did not, or was not tried."""
+    file = folder / f"{name}.failed"
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
 
 
 def changed_setup(earlier: Mapping[str, Any], now: Mapping[str, Any], keys: Iterable[str]) -> str:

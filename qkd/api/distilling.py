@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from qkd.config import DEFAULT_TERMS, PhaseConfig, StudentConfig, StudentTrainConfig, TermConfig
 from qkd.config.binding import bind_argument
 from qkd.config.training import default_phases
+from qkd.methods.phase_checks import phase_faults
 from qkd.report.table import align
 from qkd.terms import build_terms
 from qkd.terms.modules import build_bank
@@ -87,9 +88,10 @@ def distill(
         The results, one row per epoch.
 
     Raises:
-        TypeError: If the training batches have no length, or are not pairs of images and labels, or a term is no name.
-        ValueError: If terms or settings cannot be used, there are no batches, images are not finite, or student and
-            teacher are one object.
+        TypeError: If the training batches have no length, or are not pairs of images and labels, a term is no name, or
+            validation batches can be read once only.
+        ValueError: If terms or settings cannot be used, there are no batches (in some epoch), images are not finite, or
+            student and teacher share parameters or buffers.
         RuntimeError: If the loss is not finite.
 
     Example:
@@ -110,9 +112,18 @@ def distill(
         else bind_argument(StudentTrainConfig, dict(train or {}), "train")
     )
     _require_read(settings)
+    if isinstance(terms, str):
+        raise TypeError(f"terms: must be a list, got the text {terms!r}; write [{terms!r}]")
     chosen = [_term(one) for one in terms]
-    if student is teacher:
-        raise ValueError("student and teacher are one object: give copy.deepcopy(teacher), or a student of `prepare`")
+    phase = PhaseConfig(epochs=settings.epochs)
+    if faults := [what for _, _, what in phase_faults(chosen, [phase])]:
+        raise ValueError(f"terms: {'; '.join(faults)}")
+    _require_apart(student, teacher)
+    if validation is not None and iter(validation) is validation:
+        raise TypeError(
+            f"validation batches are read after every epoch, but a {type(validation).__name__} can be read once; give "
+            f"a DataLoader or a list"
+        )
     with _fixed(teacher):
         return _Distillation(student, teacher, batches, validation, settings, chosen, seed).run()
 
@@ -128,6 +139,20 @@ def _require_read(settings: StudentTrainConfig) -> None:
     if asked:
         found = ", ".join(f"{key}={getattr(settings, key)!r}" for key in asked)
         raise ValueError(f"train: {found} has no effect here: leave it out, or use `qkd.run`, which reads it")
+
+
+def _require_apart(student: nn.Module, teacher: nn.Module) -> None:
+    """Raise if training the student would change the teacher."""
+    if student is teacher:
+        raise ValueError("student and teacher are one object: give copy.deepcopy(teacher), or a student of `prepare`")
+    ours = {id(one) for one in (*student.parameters(), *student.buffers())}
+    theirs = (*teacher.named_parameters(), *teacher.named_buffers())
+    if shared := [name for name, one in theirs if id(one) in ours]:
+        more = f" and {len(shared) - 1} more" if len(shared) > 1 else ""
+        raise ValueError(
+            f"student and teacher share {shared[0]}{more}, so that training one would change the other: give the "
+            f"student copies of these modules (copy.deepcopy)"
+        )
 
 
 class _Distillation:
@@ -172,6 +197,11 @@ class _Distillation:
                 images_seen += len(images)
                 for name, value in values.items():
                     sums[name] = sums.get(name, 0.0) + value * len(images)
+        if not images_seen:
+            raise ValueError(
+                f"epoch {epoch + 1} got no training batches, although their length is {self.steps}: they can be read "
+                f"once only (by an earlier epoch or the calibration); give a DataLoader or a list"
+            )
         means = {name: value / images_seen for name, value in sums.items()}
         scored = None if self.validation is None else _accuracy(self.student, self.validation, self.device)
         return {"epoch": epoch + 1, **means, "accuracy": scored}
@@ -258,10 +288,14 @@ def _some(batches: Loader) -> Iterator[tuple[Tensor, Tensor]]:
         yield batch
 
 
-def _accuracy(model: nn.Module, batches: Loader, device: torch.device) -> float:
+def _accuracy(model: nn.Module, batches: Loader, device: torch.device) -> float | None:
     right = images_seen = 0
     with evaluating(model), torch.no_grad():
         for images, labels in batches:
+            if not bool(images.isfinite().all()):
+                raise ValueError("validation images hold NaN or infinity: correct or leave them out")
             right += int((model(images.to(device)).argmax(1) == labels.to(device)).sum())
             images_seen += len(labels)
-    return right / max(1, images_seen)
+    if not images_seen and not (isinstance(batches, Sized) and len(batches) == 0):
+        raise ValueError("there were no validation batches, or they can be read once only; give a DataLoader or a list")
+    return right / images_seen if images_seen else None

@@ -20,7 +20,7 @@ from qkd.failures import ConfigError, UsageError
 from qkd.nets.own.copies import resolved_nets
 from qkd.pipeline import run_stages
 from qkd.pipeline.dryrun import check_distillation
-from qkd.pipeline.running import NEEDS, refuse_clients
+from qkd.pipeline.running import NEEDS, has_begun, refuse_clients
 from qkd.pipeline.siblings import beside
 from qkd.progress import Progress
 from qkd.report import RunSummary, summarize
@@ -130,10 +130,9 @@ def run(
     made = bound(config, overrides)
     refuse_clients(made)
     made = beside(made, folder, progress)
-    is_fresh = not (folder / made.name).exists()
-    if is_fresh:
+    if not (folder / made.name).exists():
         bound(config, overrides, with_files=True)
-    if is_fresh and "distill" in names:
+    if "distill" in names and not has_begun(folder / made.name, "distill"):
         check_distillation(made, progress)
     with RunFolder.open(made, folder) as opened, logged(progress, opened.path, f"qkd.run: {', '.join(names)}"):
         run_stages(opened, names, progress)

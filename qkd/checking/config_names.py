@@ -80,6 +80,11 @@ def _method_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
     yield from (_placed(line, ("student",)) for line in config_faults(config))
     if kind is None:
         return
+    if not kind.reads_images and config.bench.int8_baseline:
+        yield (
+            ("bench", "int8_baseline"),
+            f"true calibrates on training images, which method {name} does not read (reads_images); use false",
+        )
     try:
         yield from (_placed(line, where) for line in faults_of(kind(config)))
     except ValueError as error:  # what a class says about its options

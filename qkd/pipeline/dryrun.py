@@ -24,7 +24,7 @@ from qkd.data import load_splits, normalize
 from qkd.predicting.feeding import preprocessing_of
 from qkd.progress import Progress, Silent
 from qkd.roles.float_training import FloatRole
-from qkd.roles.learner import StudentRole, student_images
+from qkd.roles.learner import StudentRole, stretched_phases, student_images
 from qkd.roles.nets import load_student
 from qkd.roles.teacher.role import teacher_parts, teacher_role
 from qkd.run.folder import RunFolder, kept_nets
@@ -111,7 +111,7 @@ class _Attempt:
     """One dry run: every training of the experiment is set up in a temporary folder and takes two batches.
 
     Weights are written between them as in a run, since one training starts from another's. A brief one has small
-    batches, and trains no float net.
+    batches.
     """
 
     def __init__(self, config: RunConfig, progress: Progress, folder: Path, *, is_brief: bool = False) -> None:
@@ -152,6 +152,8 @@ class _Attempt:
             self.progress.warn(f"data: {note}")
         if splits.quiz is not None:
             outcome.append(f"{len(splits.quiz)} more for the quiz")
+        if "student" in config.searched_roles:
+            stretched_phases(config, config.search.epochs)  # raises if they are too few for its phases
         if config.searched_roles:
             searched = splits if "student" in config.searched_roles else whole
             found = search_splits(searched, config.search, seed=config.seed)
@@ -169,7 +171,7 @@ class _Attempt:
             training.made.begin()
             if isinstance(role, StudentRole):
                 outcome += _facts(role, training.made.model)
-            elif not is_float or (is_first and not self.is_brief):  # of nets that differ by seed one stands for all
+            elif not is_float or is_first:  # of nets that differ by seed one stands for all
                 prefix = "in float: " if is_float and role.name != role.title else ""
                 outcome += [f"{prefix}{losses}" for _, losses in _steps(training)]
         if isinstance(role, StudentRole):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from qkd.config import RunConfig
@@ -12,7 +13,7 @@ from qkd.failures import UsageError
 from qkd.files import read_json
 from qkd.progress import Progress
 from qkd.roles.stored import changed_sources, described_otherwise
-from qkd.run.folder import RunFolder
+from qkd.run.folder import RunFolder, manifest_of
 
 Stage: TypeAlias = Callable[[RunFolder, Progress], None]
 
@@ -121,6 +122,18 @@ def _target_without_proof(run: RunFolder) -> str:
     except (OSError, ValueError):  # a damaged record is reported by its reader
         return ""
     return target.name if target.name in SESSIONS and parity.get("runtime") is None else ""
+
+
+def has_begun(folder: Path, name: str) -> bool:
+    """Return whether a run folder holds a complete stage of a name, or a checkpoint of one of its trainings.
+
+    Args:
+        folder: The run folder; it need not exist.
+        name: A stage that trains.
+    """
+    if manifest_of(folder, name).is_file():
+        return True
+    return any(place for one in FOLDERS.get(name, ()) for place in (folder / one).rglob("checkpoint"))
 
 
 def _drop_leftovers(run: RunFolder, name: str) -> None:

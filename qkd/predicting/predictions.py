@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from qkd.agents import build_agent
+from qkd.config import AgentConfig
 from qkd.data import Splits, iterate
 from qkd.files import write_bytes, write_json
 from qkd.methods.table import reads_images
 from qkd.predicting.predict import Model
 from qkd.report.intervals import pack_answers, paired_difference
-from qkd.roles.agents import Role, role_agent
+from qkd.roles.agents import Role, role_agent, schedule_file
 from qkd.run.folder import RunFolder
 from qkd.seeding import stream
 
@@ -138,7 +139,7 @@ def _as_agents_show(run: RunFolder, splits: Splits) -> dict[str, npt.NDArray[Any
         if train is None:
             continue
         try:
-            agent = build_agent(role_agent(run, role), epochs=train.epochs, mean=splits.mean)
+            agent = build_agent(_trained_by(run, role), epochs=train.epochs, mean=splits.mean)
         except (OSError, ValueError):  # its schedule was another run's, or is gone: the page has no such pictures
             continue
         epochs = sorted({0, train.epochs // 2, train.epochs - 1})[:SHOWN_EPOCHS]
@@ -150,6 +151,12 @@ def _as_agents_show(run: RunFolder, splits: Splits) -> dict[str, npt.NDArray[Any
         pictures[f"agent.{role}"] = np.stack([small(one) for one in shown])
         pictures[f"agent.{role}.epochs"] = np.array(epochs, np.int64)
     return pictures
+
+
+def _trained_by(run: RunFolder, role: Role) -> AgentConfig:
+    """Return a role's agent with the run's own record of its schedule: the user's file may have changed since."""
+    agent, kept = role_agent(run, role), schedule_file(run.path, role)
+    return agent.model_copy(update={"schedule": kept}) if agent.policy == "file" and kept.is_file() else agent
 
 
 def small(images: Tensor) -> npt.NDArray[np.uint8]:

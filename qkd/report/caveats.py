@@ -63,6 +63,7 @@ def accuracy_caveats(results: Mapping[str, Mapping[str, Any]], count: int | None
         low, high = wilson(accuracy, count)
         if low <= chance:
             name = {"float": "float twin"}.get(role, role)
+            name = f"{name}'s first member" if result.get("members") else name
             yield (
                 f"the {name} is at chance level: {percent(accuracy)} (95 % interval {interval_text((low, high))}), "
                 f"where always naming the most frequent class gives {percent(chance)}{_after(role, result)}"
@@ -85,7 +86,8 @@ def accuracy_caveats(results: Mapping[str, Mapping[str, Any]], count: int | None
 
 def _after(role: str, result: Mapping[str, Any]) -> str:
     epochs = result.get("epochs")
-    tail = "; its soft targets said nothing of the classes" if role == "teacher" else ""
+    is_alone = role == "teacher" and not result.get("members")  # others of an ensemble may know better
+    tail = "; its soft targets said nothing of the classes" if is_alone else ""
     if epochs is None:
         return tail
     return f", after {counted(epochs, 'epoch')} of training{tail}"

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from export.moved import with_new_keys
 from qkd.config.bind_faults import describe, place
+from qkd.config.binding import read_config
 from qkd.files import DamagedFileError, parse_json, read_json
 from qkd.foreign.opening import read_text
 from qkd.methods.table import result_shapes
@@ -324,3 +325,31 @@ def _check(where: str, value: object, shape: Any) -> None:
             f"{where}: {spot}: {found}{more}; this is not what the toolkit wrote: restore it, or delete it and run its "
             f"stage again"
         ) from error
+
+
+def test_set(path: Path) -> Mapping[str, Any]:
+    """Return what a run recorded of its classes and test images; empty if it recorded nothing.
+
+    Args:
+        path: The run folder.
+
+    Raises:
+        DamagedFileError: If the record is not what the toolkit writes.
+        OSError: If it cannot be read.
+    """
+    file = path / "data.json"
+    facts = read_record(file) if file.is_file() else {}
+    if "test" not in facts:
+        return {}
+    data = _data_settings(path)
+    domains = {key: data[key] for key in ("domains", "unseen_domain") if data.get(key) is not None}  # change images
+    return {**{key: facts.get(key) for key in ("classes", "test")}, **domains}
+
+
+def _data_settings(path: Path) -> Mapping[str, Any]:
+    try:
+        config = read_config(path / "config.yaml")
+    except (OSError, ValueError):  # what lists runs says what is wrong with it
+        return {}
+    data = config.get("data")
+    return data if isinstance(data, Mapping) else {}

@@ -22,7 +22,7 @@ from qkd.report.caveats import (
     wilson,
 )
 from qkd.report.findings.verdict import verdict
-from qkd.report.records import measured_others, read_record
+from qkd.report.records import measured_others, read_record, test_set
 from qkd.report.table import align
 from qkd.run.folder import why_outdated
 from qkd.units import megabytes, milliseconds, percent
@@ -211,7 +211,7 @@ def summarize(path: Path) -> RunSummary:
     devices, outdated = _devices(path / "bench", export)
     bench = next((one for one in devices if one.get("models")), {})
     parity = read_json(path / "export" / "parity.json")
-    report, results = path / "report.html", _results(path)
+    report, results, taught = path / "report.html", _results(path), read_json(path / TAUGHT / "result.json")
     count = _test_images(results, parity)
     models = tuple(_with_interval(row, count) for row in _models(path, results, export, parity, bench))
     summary = RunSummary(
@@ -225,20 +225,15 @@ def summarize(path: Path) -> RunSummary:
         flavors=_flavors(path, export),
         devices=devices,
         test_images=count,
-        test_set=_test_set(path),
+        test_set=test_set(path),
         batch_statistics=results["student"].get("batch_statistics"),
-        caveats=(*_caveats(results, count, export, parity, devices), *left_out_caveats(outdated, path)),
+        caveats=(*_caveats(results, count, export, parity, devices, taught), *left_out_caveats(outdated, path)),
         report=str(report) if report.is_file() else None,
         outdated=why_outdated(path, "report") if report.is_file() else "",
         fall_backs=tuple(export.get("student", {}).get("fall_backs", ())),
         predictions=read_json(path / "export" / "predictions.json"),
     )
     return replace(summary, verdict=_verdict(summary))
-
-
-def _test_set(path: Path) -> Mapping[str, Any]:
-    facts = read_json(path / "data.json")
-    return {key: facts.get(key) for key in ("classes", "test")} if "test" in facts else {}
 
 
 def _verdict(summary: RunSummary) -> str:
@@ -317,11 +312,12 @@ def _with_interval(row: ModelRow, count: int | None) -> ModelRow:
 
 def _caveats(
     results: Mapping[str, Mapping[str, Any]], count: int | None, export: Mapping[str, Any], parity: Mapping[str, Any],
-    devices: Sequence[Mapping[str, Any]],
+    devices: Sequence[Mapping[str, Any]], taught: Mapping[str, Any],
 ) -> Iterator[str]:  # fmt: skip
     student = export.get("student", {})
     yield from parity_caveats(parity)
-    yield from accuracy_caveats(results, count)
+    followed = {**taught, "epochs": None} if taught else results["teacher"]  # its own record counts no epochs
+    yield from accuracy_caveats({**results, "teacher": followed}, count)
     yield from float_layers(student)
     twin = "teacher" if _nets_agree(results) else "float"
     for bench in devices:

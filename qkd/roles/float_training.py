@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,13 +70,14 @@ class FloatRole:
             context.progress.say(f"{self.name}: {source}: {note}")
         net.to(context.device)
         beside = self.beside(net)
+        started = {} if source is None else {WEIGHTS_HASH: sha256_of(source)}  # now: the file may change meanwhile
         agent = {} if train is None else self.agent().model_dump(mode="json", exclude={"schedule"})
         return Made(
             net,
             self._phases(net, beside),
             begin=lambda: None,
             save=lambda: self._save(net, beside),
-            score=lambda fitted: [self._score(net, fitted)],
+            score=lambda fitted: [self._score(net, fitted, started)],
             partners=() if beside is None else beside.partners,
             marks={} if source is None else {f"weights {self.weights}": sha256_of(source)},
             settings=dict(leaves(agent, "agent")),
@@ -107,10 +108,8 @@ class FloatRole:
         save_net(folder / WEIGHTS, net, net_facts(self.net, **sizes_of(self.context.splits)))
         return [folder / WEIGHTS, *([] if beside is None else beside.save(folder))]
 
-    def _score(self, net: nn.Module, fitted: FitResult | None) -> Path:
+    def _score(self, net: nn.Module, fitted: FitResult | None, started: Mapping[str, str]) -> Path:
         context = self.context
-        source = self.source()
-        started = {} if source is None else {WEIGHTS_HASH: sha256_of(source)}
         details = {**self.details(net), **started}
         outcome = score(self.name, self.net, net, context.splits, context.config.data, fitted, **details)
         return write_outcome(context.run.path / self.folder, outcome)

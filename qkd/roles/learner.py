@@ -16,7 +16,7 @@ from qkd.config.training import default_phases
 from qkd.data import Splits, epoch_order, iterate, normalize
 from qkd.files import sha256_of
 from qkd.methods.method import Synthesis
-from qkd.methods.table import method_mark, methods_of
+from qkd.methods.table import method_mark, methods_of, reads_images
 from qkd.nets import load_weights
 from qkd.nets.imagenet import weights_file
 from qkd.roles.agents import named_agent, role_agent, training_settings, unsearched_agent
@@ -99,6 +99,7 @@ class StudentRole:
         self.context, self.name, self.folder, self.title = context, name, folder, name
         self.methods = methods_of(context.config)
         self._borrowed = borrowed
+        self._made_from: dict[str, str] = {}
 
     @property
     def config(self) -> RunConfig:
@@ -180,7 +181,7 @@ class StudentRole:
 
     def calibrate(self, *students: nn.Module) -> None:
         """Set activation scales and batch-norm statistics from training images."""
-        many = counted(self.config.student.calibration_batches, "batch", "batches")
+        many = counted(self._count_of(self.config.student.calibration_batches), "batch", "batches")
         self.context.progress.say(f"{self.name}: calibrating on {many}")
         for student in students:
             batches = self._batches("calibration", self.config.student.calibration_batches)
@@ -190,6 +191,13 @@ class StudentRole:
         """Set batch norm's running statistics from training images, with the current weights."""
         count = self.config.student.low_bit.reestimate_batches
         reestimate_batch_norm(student, self._batches("batch norm", count))
+
+    def _count_of(self, count: int) -> int:
+        """Return how many batches there are where so many are wanted; made images never run out."""
+        if not reads_images(self.config):
+            return count
+        images = len(self.context.splits.train)
+        return min(count, images // min(self.config.data.batch_size, images))
 
     def _batches(self, purpose: str, count: int) -> Iterator[Tensor]:
         made = (method.synthesis(self.context) for method in self.methods)
@@ -230,7 +238,7 @@ class StudentRole:
             self.config, phases_of(self.config.student), student, teacher, run_view(run, self.config, splits),
             net=self.net(), splits=splits, methods=self.methods, run=run, weights=self.file(),
         )  # fmt: skip
-        low_bit = self.config.student.low_bit
+        low_bit, self._made_from = self.config.student.low_bit, self._user_files()
         if isinstance(student, Student) and (idle := idle_rules(student, low_bit)):
             self.context.progress.warn(
                 f"{self.name}: student.low_bit: {' and '.join(idle)} without effect, because no layer has weights of "
@@ -312,6 +320,12 @@ class StudentRole:
         save_net(place / WEIGHTS, teacher, net_facts(self.config.teacher_net, **sizes))
         return [place / WEIGHTS, folder / WEIGHTS]
 
+    def _user_files(self) -> dict[str, str]:
+        """Return the hashes of the user's files that the training begins with, as its result has them."""
+        given = self.config.student.weights
+        started = {} if given is None else {WEIGHTS_HASH: sha256_of(weights_file(given, self.config.student_net))}
+        return started | schedule_mark(self.config.student_agent)
+
     def score(self, student: nn.Module, teacher: nn.Module, made: Distillation, fitted: FitResult | None) -> list[Path]:
         """Score the student, and a teacher that learned along with it; return the files."""
         run, config, splits = self.context.run, self.config, self.context.splits
@@ -322,9 +336,6 @@ class StudentRole:
         if _is_taught(teacher, made):
             taught = score("teacher, taught along", config.teacher_net, teacher, splits, config.data, None)
             files.append(write_outcome(run.path / TAUGHT, taught))
-        given = config.student.weights
-        started = {} if given is None else {WEIGHTS_HASH: sha256_of(weights_file(given, config.student_net))}
-        started |= schedule_mark(config.student_agent)
         outcome = score(
             self.name,
             config.student_net,
@@ -334,14 +345,22 @@ class StudentRole:
             fitted,
             parameters=sum(parameter.numel() for parameter in self.net().parameters()),
             **self.details(),
-            **started,
+            **self._made_from,
             **found,
         )
-        last = fitted.rows[-1].get("val_accuracy") if fitted is not None and fitted.rows else None
-        if isinstance(student, Student) and None not in (last, outcome.val_accuracy) and last != outcome.val_accuracy:
-            self.context.progress.say(
-                f"{self.name}: validation {percent(outcome.val_accuracy)} as saved, with its scales settled"
-            )
+        if fitted is not None and fitted.rows:
+            row = fitted.rows[(fitted.kept_epoch or 0) - 1]
+            if fitted.kept_epoch is not None and fitted.kept_epoch < fitted.epochs:
+                self.context.progress.say(f"{self.name}: keeps the weights of epoch {fitted.kept_epoch} (keep: best)")
+            then = row.get("val_accuracy")
+            if (
+                isinstance(student, Student)
+                and None not in (then, outcome.val_accuracy)
+                and then != outcome.val_accuracy
+            ):
+                self.context.progress.say(
+                    f"{self.name}: validation {percent(outcome.val_accuracy)} as saved, with its scales settled"
+                )
         return [*files, write_outcome(run.path / self.folder, outcome)]
 
     def details(self) -> Mapping[str, Any]:

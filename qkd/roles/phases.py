@@ -55,7 +55,7 @@ def distillation(
         config: Its ``student`` section has the loss terms.
         phases: Name, length and special settings of each.
         student: The net that is trained, low-bit or float.
-        teacher: Its parameters require a gradient afterward only if a phase trains it.
+        teacher: Its parameters require no gradient afterward unless a phase trains it; then they are left unchanged.
         view: Returns the teacher's images; None if it sees the student's.
         net: The student's float net, for the shapes of its features.
         splits: The images, for their shape and the number of steps per epoch.
@@ -64,14 +64,16 @@ def distillation(
         weights: What the student starts from; None if its weights are random.
 
     Raises:
-        ValueError: If a term or a tap cannot be used, a phase cannot be trained as configured, or something that a
-            method has to train first is missing.
+        ValueError: If a term or a tap cannot be used, a phase cannot be trained as configured, a method trains no
+            phase because another one takes them all, or something that a method has to train first is missing.
     """
     if faults := student_faults(config.student, phases):
         raise ValueError("the student's phases cannot be trained:\n" + "\n".join(f"  {fault}" for fault in faults))
     methods = methods_of(config) if methods is None else methods
+    _require_none_shadowed(methods, phases)
     device = next(student.parameters()).device
-    teacher.requires_grad_(any(method.trains_teacher for method in methods))
+    if not any(method.trains_teacher for method in methods):  # otherwise, its frozen parameters stay frozen
+        teacher.requires_grad_(False)
     images = blank_images(splits, device)
     terms = [_terms_of(config, phase, _taker(methods, phase)) for phase in phases]
     net = net.to(device)
@@ -88,6 +90,22 @@ def distillation(
 
 def _taker(methods: Sequence[Method], phase: PhaseConfig) -> Method:
     return next(method for method in methods if method.takes(phase))  # plain distillation takes any
+
+
+def _require_none_shadowed(methods: Sequence[Method], phases: Sequence[PhaseConfig]) -> None:
+    """Raise if a requested method would train phases, but another one takes all of them first: it would do nothing.
+
+    Raises:
+        ValueError: If so.
+    """
+    takers = [_taker(methods, phase) for phase in phases]
+    for method in methods[:-1]:  # the last one is plain distillation, for what is left
+        wanted = [taker for taker, phase in zip(takers, phases, strict=True) if method.takes(phase)]
+        if wanted and method not in wanted:
+            raise ValueError(
+                f"{type(wanted[0]).__name__} takes every phase that {type(method).__name__} would train, which then "
+                f"does nothing: request one of the two, or give them phases of their own"
+            )
 
 
 def _terms_of(config: RunConfig, phase: PhaseConfig, taker: Method) -> tuple[TermConfig, ...]:

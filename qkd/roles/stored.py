@@ -40,7 +40,7 @@ def stored_config(folder: Path) -> RunConfig:
 
 def schedule_mark(agent: AgentConfig) -> dict[str, str]:
     """Return the hash of the user's schedule file that an agent of a config names, by the key of a result, if any."""
-    return {} if agent.schedule is None else {SCHEDULE_HASH: sha256_of(agent.schedule)}
+    return {} if agent.schedule is None or not agent.schedule.is_file() else {SCHEDULE_HASH: sha256_of(agent.schedule)}
 
 
 def changed_sources(folder: Path, config: RunConfig) -> str:

@@ -64,7 +64,7 @@ def gather(run: RunFolder) -> RunRecord:
         pictures=made_pictures(run.path),
         histogram=made_histogram(run.path),
         schedules=_drawings(run.path / "search", run.config),
-        stacks=_stacks(run.path / "search"),
+        stacks=_stacks(run.path / "search", run.config),
         agents={role: str(value.get("agent", "")) for role, value in words.items() if isinstance(value, Mapping)},
         searches={role: record for role in run.config.searched_roles if (record := read_search(run.path, role))},
         config=(run.path / "config.yaml").read_text(encoding="utf-8"),
@@ -147,10 +147,15 @@ def strengths(schedule: Schedule) -> dict[str, list[float]]:
     return dict(sorted(rows.items()))
 
 
-def _stacks(folder: Path) -> dict[str, Markup]:
-    """Return the pictures of the schedules that hold an operation: role -> SVG."""
-    found = {role: folder / f"{role}.schedule.yaml" for role in ("teacher", "student")}
-    schedules = {role: load_schedule(file) for role, file in found.items() if file.is_file()}
+def _stacks(folder: Path, config: RunConfig) -> dict[str, Markup]:
+    """Return the pictures of the schedules that hold an operation, over the epochs of the training: role -> SVG."""
+    trained = {"teacher": config.teacher.train, "student": config.student.train}
+    found = {role: folder / f"{role}.schedule.yaml" for role in trained}
+    schedules = {
+        role: load_schedule(file) if (train := trained[role]) is None else load_schedule(file).stretched(train.epochs)
+        for role, file in found.items()
+        if file.is_file()
+    }
     return {
         role: schedule_picture(f"{role}'s schedule", schedule).inline()
         for role, schedule in schedules.items()
@@ -165,7 +170,7 @@ def _drawings(folder: Path, config: RunConfig) -> dict[str, dict[str, list[float
         ("student", named_agent(config, "student"), config.student.train),
     ):
         file = folder / f"{role}.schedule.yaml"
-        schedule = load_schedule(file) if file.is_file() else None
-        if train is not None:
-            drawings[role] = draw_agent(agent, schedule.epochs if schedule else train.epochs, schedule)
+        if train is not None:  # a schedule is stretched to the training
+            schedule = load_schedule(file).stretched(train.epochs) if file.is_file() else None
+            drawings[role] = draw_agent(agent, train.epochs, schedule)
     return drawings

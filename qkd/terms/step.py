@@ -15,8 +15,7 @@ from qkd.terms.teacher_memory import TeacherMemory
 from qkd.terms.weighting import Outputs, WeightedTerms
 from qkd.training.arithmetic.folded import FoldedNet
 from qkd.training.job import Batch, StepResult
-
-_SUM_ROUNDING = 1e-4  # of a sum of probabilities in float32
+from qkd.training.supervised import LogitsGuard
 
 
 class DistillStep:
@@ -57,7 +56,7 @@ class DistillStep:
         self._student, self._teacher, self._terms, self._view = student, teacher, terms, view
         self._first_epoch, self._student_learns = first_epoch, student_learns
         self._fast_teacher = FoldedNet(teacher)
-        self._guard = LogitsGuard()
+        self._guard, self._student_guard = LogitsGuard(), LogitsGuard("the student")
         self._memory = None if terms.teacher_taps else memory
         self._student_taps = Taps(student, terms.student_taps, translate=tap_paths, role="student")
         self._teacher_taps = Taps(teacher, terms.teacher_taps, translate=tap_paths_of(teacher), role="teacher")
@@ -74,6 +73,7 @@ class DistillStep:
         weights = None if self._class_weights is None else self._class_weights(batch.images)  # may run the teacher
         with nullcontext() if self._student_learns else torch.no_grad():
             student_logits = self._student(batch.images)
+        self._student_guard(student_logits)
         student_features = self._student_taps.take()
         teacher_logits, teacher_features = None, {}
         if self._terms.needs_teacher:
@@ -96,34 +96,6 @@ class DistillStep:
             return known
         logits: Tensor = self._fast_teacher(batch.images if self._view is None else self._view(batch))
         return logits
-
-
-class LogitsGuard:
-    """Rejects the outputs of a teacher that ends in softmax or log_softmax, since losses take logits and soften them.
-
-    Only the first batch is checked, since a check waits for the GPU.
-    """
-
-    def __init__(self) -> None:
-        self._has_looked = False
-
-    def __call__(self, outputs: Tensor) -> None:
-        """Check the outputs of a batch, ``[batch, classes]``.
-
-        Raises:
-            ValueError: If they are probabilities or log-probabilities.
-        """
-        if self._has_looked or outputs.dim() != 2 or outputs.shape[1] < 2:
-            return
-        self._has_looked = True
-        values = outputs.detach().double()
-        is_softmax = bool((values >= 0).all()) and bool(((values.sum(1) - 1).abs() < _SUM_ROUNDING).all())
-        if is_softmax or bool((values.logsumexp(1).abs() < _SUM_ROUNDING).all()):
-            raise ValueError(
-                f"the teacher returns {'' if is_softmax else 'logarithms of '}probabilities: it ends in "
-                f"{'softmax' if is_softmax else 'log_softmax'}, but losses take logits; remove that layer from the net "
-                "(it has no weights)"
-            )
 
 
 def second_labels(batch: Batch) -> tuple[Tensor, Tensor] | tuple[None, None]:

@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 
 from qkd.config.binding import bind
+from qkd.run.folder import RunFolder
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -84,3 +85,26 @@ def test_the_page_says_what_was_measured(recipes: ModuleType) -> None:
         f"{-away['soft_targets_only']:.2f}, and the recipe, which uses the latter, by {-away['recipe']:.1f}." in page
     )
     assert f"a quarter of the weight decay at 2 bits, by {away['decay_by_bits']:.1f}." in page
+
+
+def test_a_collected_run_of_other_settings_is_a_failed_row(recipes: ModuleType, tmp_path: Path) -> None:
+    """Its figures would otherwise stand under a budget that it never had."""
+    words = ["--data", str(tmp_path), "--net", "resnet8", "--runs-dir", str(tmp_path), "--epochs"]
+    ablation = recipes.Ablation(recipes.parser().parse_args([*words, "7"]))
+    with RunFolder.open(ablation._config(ablation._values("ema"), "ema-seed0", 0), runs_dir=tmp_path) as run:
+        for role in ("teacher", "student"):
+            run.folder(role)
+            (run.path / role / "result.json").write_text('{"test_accuracy": 0.5, "seconds": 1}')
+        (run.path / "student" / "metrics.jsonl").write_text('{"train_accuracy": 0.5}')
+    assert ablation.result(("ema", 0), None)["accuracy"] == 0.5
+    other = recipes.Ablation(recipes.parser().parse_args([*words, "6"]))
+    assert "student.train.epochs was 7, now 6" in other.result(("ema", 0), None)["failed"]
+
+
+def test_a_collected_table_keeps_the_messages_of_failed_runs(recipes: ModuleType, tmp_path: Path) -> None:
+    ablation = recipes.Ablation(recipes.parser().parse_args(["--data", str(tmp_path), "--runs-dir", str(tmp_path)]))
+    why = ablation.run(("ema", 0))  # there are no images
+    assert why and ablation.result(("ema", 0), None)["failed"] == why
+    assert "not run" in ablation.result(("ema", 1), None)["failed"]
+    recipes.note_outcome(tmp_path, "ema-seed0", "")
+    assert "not run" in ablation.result(("ema", 0), None)["failed"]

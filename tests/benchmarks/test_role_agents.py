@@ -16,7 +16,7 @@ import pytest
 
 from qkd.agents import Op, Policy, Schedule, Segment, save_schedule
 from qkd.cli import main as qkd
-from qkd.config.binding import load_config
+from qkd.config.binding import config_text, load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = str(ROOT / "configs" / "fashion-mnist" / "role_agents.yaml")
@@ -219,6 +219,8 @@ class FakeRuns:
             "val_accuracy": 0.5 + letters,
             "seconds": 3.0,
         }
+        own = load_config(config, [f"name={name}", *words])
+        (folder / name / "config.yaml").write_text(config_text(own))
         (folder / name / "environment.json").write_text(json.dumps({"commit": "abc"}))
         (folder / name / role / "result.json").write_text(json.dumps(result))
         if name.startswith(("teacher-search", "role_wise-")):
@@ -260,8 +262,23 @@ def test_nothing_is_computed_twice(program: Any, monkeypatch: pytest.MonkeyPatch
     assert cost["trivial_own"] == 0 and cost["shared"] == cost["shared_clean"] == 7
     assert cost["role_wise"] == cost["role_wise_own"] == 14
     assert record["summary"]["role_wise"]["search_trained_images"] == 2000
-    again = compare(program, monkeypatch, tmp_path, FakeRuns(), "--collect")
+    again = compare(
+        program, monkeypatch, tmp_path, FakeRuns(), "--collect", "data.name=npz", "data.path=/x", "threads=2"
+    )
     assert again["summary"] == record["summary"] and again["searches"] == record["searches"]
+
+
+def test_collected_runs_are_those_of_the_settings(
+    program: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The table would otherwise say that they had the settings of today's words."""
+    fake = FakeRuns(failing="teacher-search-seed1")
+    compare(program, monkeypatch, tmp_path, fake, "student.train.epochs=4", "--seeds", "0", "1")
+    kept = compare(program, monkeypatch, tmp_path, fake, "student.train.epochs=4", "--collect", "--seeds", "0", "1")
+    failed = [one["failed"] for one in kept["rows"] if "failed" in one]
+    assert failed and set(failed) == {"teacher: no luck"}, "messages of failed runs are kept"
+    other = compare(program, monkeypatch, tmp_path, fake, "--collect", "--seeds", "0")
+    assert all("student.train.epochs was 4, now" in one["failed"] for one in other["rows"])
 
 
 def test_no_override_trains_a_teacher_again(program: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

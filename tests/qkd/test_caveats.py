@@ -42,6 +42,24 @@ def test_a_teacher_at_chance_level_is_said() -> None:
     assert only.startswith("the student is at chance level: 55.00 %")
 
 
+def test_what_the_student_learned_from_is_judged(tmp_path: Path) -> None:
+    """A teacher that was taught along is not at chance anymore; and one member does not speak for an ensemble."""
+
+    def write(name: str, value: Any) -> None:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(value))
+
+    common = {"net": "x", "test_images": 10_000, "epochs": 0}
+    write("teacher/result.json", {**common, **result(0.1)})
+    write("student/result.json", {**common, **result(0.9), "weight_bits": 2, "act_bits": 2})
+    assert any("the teacher is at chance level" in one for one in summarize(tmp_path).caveats)
+    write("student/teacher/result.json", {**common, **result(0.95)})
+    assert summarize(tmp_path).caveats == ()
+    members = [{"test_accuracy": 0.1}, {"test_accuracy": 0.9}]
+    (only,) = accuracy_caveats({"teacher": result(0.1, epochs=1, members=members)}, 10_000)
+    assert only.startswith("the teacher's first member is at chance level") and "soft targets" not in only
+
+
 def test_a_small_test_set_is_said_with_what_it_resolves() -> None:
     (only,) = accuracy_caveats({"teacher": result(0.95), "student": result(0.9)}, 200)
     assert only.startswith("the test set has only 200 images: the student's accuracy is known to ±4.2 points")

@@ -73,10 +73,12 @@ def _run(args: argparse.Namespace, config: RunConfig) -> int:
 
 def _look_ahead(args: argparse.Namespace, config: RunConfig, stages: Sequence[str]) -> None:
     """Find faults that would otherwise show late: missing files, and phases that cannot be trained."""
-    if (args.runs_dir / config.name).exists():
-        return
-    load(args, with_files=True)
-    if "distill" in stages:
+    folder = args.runs_dir / config.name
+    if not folder.exists():
+        load(args, with_files=True)
+    from qkd.pipeline.running import has_begun
+
+    if "distill" in stages and not has_begun(folder, "distill"):
         from qkd.pipeline.dryrun import check_distillation
 
         check_distillation(config, new_progress())

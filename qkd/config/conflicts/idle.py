@@ -27,6 +27,13 @@ def idle_faults(config: RunConfig) -> Iterator[Fault]:
     teacher, student = config.teacher, config.student
     if teacher.members == 1 and (teacher.ensemble != "probability" or teacher.ensemble_temperature != 1):
         yield ("teacher",), "`ensemble` and `ensemble_temperature` are for `members` above 1, got 1"
+    branches = None if student.rotations is None else student.rotations.teacher_branches
+    if branches is not None and branches.joint and teacher.train is not None and teacher.train.keep == "best":
+        yield (
+            ("teacher", "train"),
+            "`keep: best` keeps the teacher of one epoch and the branches of the last, which read other features "
+            "(student.rotations.teacher_branches.joint); use keep: last",
+        )
     yield from _idle_rules(student)
     if student.data_free is not None:
         own = student.data_free

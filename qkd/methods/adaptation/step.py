@@ -17,9 +17,9 @@ from qkd.losses import (
     student_share,
 )
 from qkd.methods.adaptation.source import target_of
-from qkd.terms.step import LogitsGuard
 from qkd.terms.taps import Taps
 from qkd.training.job import Batch, StepResult
+from qkd.training.supervised import LogitsGuard
 
 
 class AdaptationStep:

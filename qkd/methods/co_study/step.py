@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from qkd.terms.last_layer import LogitsWeights
 from qkd.terms.rescaling import step_facts
-from qkd.terms.step import LogitsGuard, second_labels
+from qkd.terms.step import second_labels
 from qkd.terms.taps import Taps
 from qkd.terms.weighting import Outputs, WeightedTerms
 from qkd.training.job import Batch, StepResult
+from qkd.training.supervised import LogitsGuard
 
 
 class CoStudyStep:

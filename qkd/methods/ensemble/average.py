@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qkd.losses.checks import check_choice, check_temperature
+from qkd.training.supervised import LogitsGuard
 
 Space = Literal["logit", "probability"]
 SPACES: tuple[Space, ...] = ("logit", "probability")
@@ -41,6 +42,7 @@ class EnsembleTeacher(nn.Module):
         check_temperature(temperature)
         self.members = nn.ModuleList(models)
         self.space, self.temperature = space, temperature
+        self._guards = [LogitsGuard(f"the teacher's member {number}") for number in range(1, len(models) + 1)]
 
     @property
     def without_features(self) -> str:
@@ -51,8 +53,14 @@ class EnsembleTeacher(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits ``[batch, classes]`` of the average; for copies of one net, exactly that net's."""
+        """Return logits ``[batch, classes]`` of the average; for copies of one net, exactly that net's.
+
+        Raises:
+            ValueError: If a member's first outputs are probabilities.
+        """
         logits = [member(x) for member in self.members]
+        for guard, one in zip(self._guards, logits, strict=True):
+            guard(one)
         if self.space == "logit":
             return mean_logits(logits)
         return mean_probability_logits(logits, temperature=self.temperature)

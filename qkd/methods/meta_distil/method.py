@@ -52,14 +52,14 @@ class MetaDistil(Method):
 
     def prepare(self, lesson: Lesson) -> None:
         """Build the teacher's optimizer; gradients reach its weights only within a step."""
+        learning = [parameter for parameter in lesson.teacher.parameters() if parameter.requires_grad]
         lesson.teacher.requires_grad_(False)
         # its teacher's rate decreases through later phases
         self._taught_from = lesson.start_of(self.takes)
         first = next(phase.meta for phase in lesson.phases if phase.meta is not None)
         momentum, decay = first.teacher_momentum, first.teacher_weight_decay
         # each step sets the learning rate
-        parameters = lesson.teacher.parameters()
-        self._optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=momentum, weight_decay=decay)
+        self._optimizer = torch.optim.SGD(learning, lr=0.0, momentum=momentum, weight_decay=decay)
         self.partners = (Partner("teacher", lesson.teacher, optimizer=self._optimizer),)
 
     def step(self, lesson: Lesson, phase: PhaseConfig, terms: Sequence[TermConfig], first_epoch: int) -> TappedStep:

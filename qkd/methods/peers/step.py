@@ -21,6 +21,7 @@ from qkd.seeding import global_stream
 from qkd.terms.step import second_labels
 from qkd.terms.taps import Taps
 from qkd.training.job import Batch, Step, StepResult
+from qkd.training.supervised import LogitsGuard
 
 
 @dataclass(frozen=True)
@@ -211,6 +212,7 @@ class StudentEnsembleStep:
         if len(set(counts.values())) > 1:
             raise ValueError(f"peers: every net needs the same number of taps, got {counts}")
         self._learners, self._adapters, self._stem = tuple(learners), adapters, stem
+        self._guards = [LogitsGuard(f"the net {one.name!r}") for one in learners]
         self._student = student % len(self._learners)
         self._own, self._own_hold = own, own_hold
         self._taps = [
@@ -237,6 +239,8 @@ class StudentEnsembleStep:
     def __call__(self, batch: Batch) -> StepResult:
         """Return loss, terms and the student's logits for a batch; each peer's accuracy on it is among the facts."""
         logits, own = self._logits(batch)
+        for guard, one in zip(self._guards, logits, strict=True):
+            guard(one)
         seen = [taps.take() for taps in self._taps]
         features = [
             self._adapters([widened(found[path]) for path in learner.taps], net) if net else

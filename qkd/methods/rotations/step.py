@@ -17,8 +17,9 @@ from qkd.config import RotationsConfig
 from qkd.losses import branch_soft_target_loss, cross_entropy_loss, joint_label_loss, soft_target_loss
 from qkd.losses.turns import turn_images, upright
 from qkd.methods.rotations.branched import BranchedNet, BranchedOutput, mean_log_probabilities
-from qkd.terms.step import LogitsGuard, second_labels
+from qkd.terms.step import second_labels
 from qkd.training.job import Batch, StepResult
+from qkd.training.supervised import LogitsGuard
 
 Weighted = tuple[str, float, Callable[[], Tensor]]  # name of a term, its factor, and how to get it
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from qkd.foreign.user_code import code_hash, file_of, imports_beside, load_place
 from qkd.image_size import ImageSize, height_width, size_text
 from qkd.nets.own.spelling import NetSpelling
+from qkd.units import counted
 from quantizers.modes import evaluating
 
 FACTS = {  # what a net is built for -> the usual names of the builder's parameter
@@ -19,6 +23,7 @@ FACTS = {  # what a net is built for -> the usual names of the builder's paramet
     "channels": ("channels", "in_channels", "in_chans", "num_channels"),
     "image_size": ("image_size", "img_size", "input_size"),
 }
+_OTHER_SEED = 20_261_129
 _checked: set[tuple[str, ...]] = set()  # nets that passed the check in this process
 
 
@@ -51,16 +56,26 @@ def build_own(net: NetSpelling, *, classes: int, channels: int, image_size: Imag
                          f"{kind}, or a function that returns a new one")  # fmt: skip
     facts = {"classes": classes, "channels": channels, "image_size": image_size}
     given = {**_wanted(builder, facts, net.options), **net.options}
-    try:
-        with imports_beside(net.name):
-            made = builder(**given)
-    except Exception as error:
-        words = ", ".join(f"{key}={value!r}" for key, value in given.items())
-        raise ValueError(f"net {net.title}: building it with ({words}) failed: {type(error).__name__}: {error}; "
-                         "`net_options` are its keyword arguments") from error  # fmt: skip
-    if not isinstance(made, nn.Module):
-        raise ValueError(f"net {net.title}: returns {type(made).__name__}, not a torch.nn.Module")
-    _check_logits(net, made.train(), classes, channels, image_size)
+
+    def build() -> nn.Module:
+        try:
+            with imports_beside(net.name):
+                made = builder(**given)
+        except Exception as error:
+            words = ", ".join(f"{key}={value!r}" for key, value in given.items())
+            raise ValueError(f"net {net.title}: building it with ({words}) failed: {type(error).__name__}: {error}; "
+                             "`net_options` are its keyword arguments") from error  # fmt: skip
+        if not isinstance(made, nn.Module):
+            raise ValueError(f"net {net.title}: returns {type(made).__name__}, not a torch.nn.Module")
+        return made.train()
+
+    made = build()
+    file = file_of(net.name)
+    key = (str(net), "" if file is None else code_hash(file), str(classes), str(channels), size_text(image_size))
+    if key not in _checked:
+        _check_logits(net, made, classes, channels, image_size)
+        _check_rebuilt(net, made, build, torch.Size((2, channels, *height_width(image_size))))
+        _checked.add(key)
     return made
 
 
@@ -77,11 +92,7 @@ def _wanted(builder: Callable[..., Any], facts: Mapping[str, Any], options: Mapp
 
 
 def _check_logits(net: NetSpelling, made: nn.Module, classes: int, channels: int, image_size: ImageSize) -> None:
-    """Run the net on two black images, once for each net and size."""
-    file = file_of(net.name)
-    key = (str(net), "" if file is None else code_hash(file), str(classes), str(channels), size_text(image_size))
-    if key in _checked:
-        return
+    """Run the net on two black images."""
     images = torch.zeros(2, channels, *height_width(image_size))
     what = f"{channels} x {size_text(image_size)} images"
     with torch.random.fork_rng(devices=[]), evaluating(made), torch.no_grad():
@@ -97,4 +108,47 @@ def _check_logits(net: NetSpelling, made: nn.Module, classes: int, channels: int
             found = f"a {type(logits).__name__}"
             advice = "return one tensor in eval(): a small module around the net can take the logits out"
         raise ValueError(f"net {net.title}: must return logits [batch, {classes}] for {what}, got {found}; {advice}")
-    _checked.add(key)
+
+
+def _check_rebuilt(net: NetSpelling, made: nn.Module, build: Callable[[], nn.Module], shape: torch.Size) -> None:
+    """Build the net once more, and compare the two with the same weights.
+
+    Trained weights are stored, and loaded into a net that is built again: what the builder draws at random must be in
+    the net's state.
+    """
+    with _own_randomness(), evaluating(made), torch.no_grad():
+        torch.manual_seed(_OTHER_SEED)
+        again = build().eval()
+        if shared := {id(one) for one in again.parameters()} & {id(one) for one in made.parameters()}:
+            raise ValueError(
+                f"net {net.title}: its builder returns {counted(len(shared), 'parameter')} of the net that it returned "
+                f"before, so that teacher and student would share them; build new modules in every call"
+            )
+        images = torch.rand(shape)
+        again(images)  # modules that are shaped by their first images
+        try:
+            again.load_state_dict(made.state_dict())
+        except RuntimeError as error:
+            what = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"net {net.title}: its state fits no other net that its builder returns: {what}"
+            ) from error
+        first, second, other = made(images), made(images), again(images)
+        if torch.equal(first, second) and not torch.allclose(first, other, rtol=1e-4, atol=1e-5, equal_nan=True):
+            raise ValueError(
+                f"net {net.title}: built twice and given the same state, it computes different logits, so trained "
+                f"weights could not be loaded: something that it draws when it is built is not in its state_dict; "
+                f"make it a buffer: `self.register_buffer(NAME, tensor)`, persistent"
+            )
+
+
+@contextmanager
+def _own_randomness() -> Iterator[None]:
+    """Keep what is drawn within a block from changing what is drawn after it."""
+    before = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])

@@ -28,9 +28,11 @@ def teacher_role(context: Context, *, alone: bool = False) -> FloatRole:
         found = [] if alone else [method.beside_teacher(net, context.splits) for method in methods]
         return next((one for one in found if one is not None), None)
 
+    trained_by = {} if own.train is None else schedule_mark(own.agent)  # now: the file may change meanwhile
+
     def details(net: nn.Module) -> dict[str, Any]:
         found = {key: value for method in methods for key, value in method.results(context, "teacher", net).items()}
-        return found if own.train is None else {**found, **schedule_mark(own.agent)}
+        return {**found, **trained_by}
 
     return FloatRole(
         context, "teacher", "teacher", "teacher", context.config.teacher_net, own.train,

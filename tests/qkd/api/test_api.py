@@ -138,6 +138,58 @@ def test_what_cannot_be_distilled_is_said() -> None:
         qkd.distill(student, teacher, batches(), terms=[lambda *_: 0])  # type: ignore[list-item]
 
 
+def test_a_student_that_shares_modules_with_its_teacher_is_refused() -> None:
+    """Training it would move the teacher's statistics, and leave the shared weights frozen."""
+    shared = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+    teacher, student = (nn.Sequential(shared, nn.Flatten(), nn.Linear(72, 3)) for _ in range(2))
+    with pytest.raises(ValueError, match=r"student and teacher share 0\.0\.weight and 6 more, so that training one"):
+        qkd.distill(student, teacher, batches(), train={"epochs": 1})
+    qkd.distill(copy.deepcopy(student), teacher, batches(), train={"epochs": 1})
+
+
+class Once:
+    """Batches with a length that can be read once."""
+
+    def __init__(self, given: list[Any]) -> None:
+        self.count, self.rest = len(given), iter(given)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Any:
+        return self.rest
+
+
+def test_batches_that_run_out_are_no_training() -> None:
+    student, teacher = nets()
+    for one in (student, copy.deepcopy(teacher)):
+        with pytest.raises(ValueError, match=r"epoch [12] got no training batches, although their length is 3"):
+            qkd.distill(one, teacher, Once(batches(3)), train={"epochs": 2})
+    with pytest.raises(TypeError, match=r"validation batches are read after every epoch, but a generator can be read"):
+        qkd.distill(copy.deepcopy(teacher), teacher, (batches(), (one for one in batches())), train={"epochs": 1})
+    with pytest.raises(ValueError, match="there were no validation batches, or they can be read once only"):
+        qkd.distill(copy.deepcopy(teacher), teacher, (batches(), Once(batches(1))), train={"epochs": 2})
+    found = qkd.distill(copy.deepcopy(teacher), teacher, (batches(), []), train={"epochs": 1})
+    assert found.accuracy is None
+    broken = [(torch.full((4, 1, 8, 8), torch.nan), torch.zeros(4, dtype=torch.int64))]
+    with pytest.raises(ValueError, match="validation images hold NaN or infinity"):
+        qkd.distill(copy.deepcopy(teacher), teacher, (batches(), broken), train={"epochs": 1})
+
+
+def test_terms_that_teach_the_student_nothing_are_refused() -> None:
+    student, teacher = nets()
+    with pytest.raises(ValueError, match="none of them reads the student, so the student learns nothing"):
+        qkd.distill(student, teacher, batches(), terms=["graph_attention"])
+    with pytest.raises(TypeError, match=r"terms: must be a list, got the text 'soft_target'"):
+        qkd.distill(student, teacher, batches(), terms="soft_target")
+
+
+@pytest.mark.parametrize("end", [nn.Softmax(1), nn.LogSoftmax(1)])
+def test_a_float_student_that_gives_probabilities_is_refused(end: nn.Module) -> None:
+    with pytest.raises(ValueError, match="the student returns .*probabilities: it ends in"):
+        qkd.distill(nn.Sequential(nn.Flatten(), nn.Linear(64, 3), end), nets()[1], batches(), train={"epochs": 1})
+
+
 @pytest.mark.parametrize(
     ("asked", "named"),
     [({"precision": "bf16"}, "precision='bf16'"), ({"ema_decay": 0.9, "keep": "best"}, "ema_decay=0.9, keep='best'"),

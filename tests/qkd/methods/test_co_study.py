@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +11,11 @@ from torch import nn
 
 from qkd.config import TermConfig
 from qkd.methods.co_study.step import CoStudyStep
+from qkd.methods.ensemble.average import EnsembleTeacher
 from qkd.terms import build_terms
-from qkd.terms.step import DistillStep, LogitsGuard
-from qkd.training import Batch
+from qkd.terms.step import DistillStep
+from qkd.training import Batch, supervised_step
+from qkd.training.supervised import LogitsGuard
 
 IMAGES = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
 BATCH = Batch(IMAGES, torch.tensor([0, 1, 2, 0, 1, 2]), IMAGES.byte(), 0, 0)
@@ -99,6 +102,26 @@ def test_a_teacher_that_gives_probabilities_is_refused(end: nn.Module, kind: str
         ValueError, match=rf"the teacher returns .*probabilities: it ends in {word}, .*remove that layer"
     ):
         step(BATCH)
+
+
+def test_every_net_that_gives_probabilities_is_refused() -> None:
+    """Members of an ensemble, nets that learn beside the student, and nets that learn from labels alone."""
+    soft = nn.Sequential(net(1, 7), nn.Softmax(1))
+    with pytest.raises(ValueError, match="the teacher's member 2 returns probabilities"):
+        EnsembleTeacher([net(0), soft])(BATCH.images)
+    with pytest.raises(ValueError, match="the net returns probabilities"):
+        supervised_step(soft)(BATCH)
+    with pytest.raises(TypeError, match=r"the net returns a tuple in train\(\), but a training on the labels"):
+        supervised_step(Pair())(BATCH)
+
+
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = net(0)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.body(x), x
 
 
 def test_the_guard_of_logits_lets_logits_through() -> None:

@@ -175,6 +175,25 @@ def test_validate_asks_it_for_faults(data: Path, toy: Path) -> None:
     assert list(name_faults(raw)) == [], "the schema comes first"
 
 
+def test_one_without_images_and_a_baseline_that_needs_them(data: Path, toy: Path) -> None:
+    """The bench stage would find out, after all trainings."""
+    blind = toy.with_name("blind.py")
+    blind.write_text(TOY.replace("class Toy(Method):", "class Toy(Method):\n    reads_images = False\n"))
+    raw = config(data, blind).model_dump(mode="json")
+    assert list(name_faults(raw)) == []
+    raw["bench"]["int8_baseline"] = True
+    ((where, what),) = name_faults(raw)
+    assert where == ("bench", "int8_baseline") and "does not read (reads_images)" in what
+
+
+def test_one_that_leaves_no_phase_to_another_is_refused(data: Path, toy: Path) -> None:
+    """It would be reported as taught without a single step."""
+    taught = {"student.phases": [{"epochs": 2, "teacher_terms": [{"loss": "cross_entropy"}]}]}
+    changes = {"student.method": f"{toy}:Toy", "student.train.epochs": 2, **taught}
+    with pytest.raises(ValueError, match="Toy takes every phase that CoStudy would train, which then does nothing"):
+        check_distillation(tiny_config(data, changes), Silent())
+
+
 def test_a_changed_method_is_another_training(data: Path, toy: Path, tmp_path: Path) -> None:
     run = run_tiny(config(data, toy, keeps=True), tmp_path, "teacher", "search", "distill")
     (run.path / "student" / "weights.safetensors").unlink()

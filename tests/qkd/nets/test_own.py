@@ -109,6 +109,82 @@ def test_what_is_wrong_with_a_net_is_said(home: Path, name: str, message: str) -
         build_net(name, classes=5, channels=1, image_size=8)
 
 
+DRAWN = """
+import random
+import numpy as np
+import torch
+from torch import nn
+
+
+class Shuffled(nn.Module):
+    def __init__(self, num_classes, how):
+        super().__init__()
+        self.fc = nn.Linear(64, num_classes)
+        if how == "attribute":
+            self.order = torch.randperm(64)
+        elif how == "list":
+            self.order = random.sample(range(64), 64)
+        elif how == "numpy":
+            self.order = torch.from_numpy(np.random.permutation(64))
+        else:
+            self.register_buffer("order", torch.randperm(64), persistent=how == "buffer")
+
+    def forward(self, x):
+        return self.fc(x.flatten(1)[:, self.order])
+
+
+kept = nn.Sequential(nn.Flatten(), nn.Linear(64, 5))
+
+
+def same():
+    return kept
+
+
+def shared():
+    return nn.Sequential(nn.Flatten(), kept[1])
+
+
+def growing(sizes=[]):
+    sizes.append(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, len(sizes)), nn.Linear(len(sizes), 5))
+"""
+
+
+@pytest.mark.parametrize("how", ["attribute", "list", "numpy", "temporary"])
+def test_what_is_drawn_when_a_net_is_built_must_be_in_its_state(home: Path, how: str) -> None:
+    """Its weights are stored, and loaded into a net that is built again: that one would compute something else."""
+    (home / "drawn.py").write_text(DRAWN)
+    name = spelled(f"{home}/drawn.py:Shuffled", {"how": how})
+    with pytest.raises(
+        ValueError, match=r"something that it draws when it is built is not in its state_dict; make it a"
+    ):
+        build_net(name, classes=5, channels=1, image_size=8)
+    build_net(spelled(f"{home}/drawn.py:Shuffled", {"how": "buffer"}), classes=5, channels=1, image_size=8)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("same", "returns 2 parameters of the net that it returned before"),
+        ("shared", "returns 2 parameters of the net that it returned before"),
+        ("growing", "its state fits no other net that its builder returns: .*size mismatch"),
+    ],
+)
+def test_a_builder_makes_a_new_net_of_one_kind_in_every_call(home: Path, name: str, message: str) -> None:
+    (home / "drawn.py").write_text(DRAWN)
+    with pytest.raises(ValueError, match=message):
+        build_net(f"{home}/drawn.py:{name}", classes=5, channels=1, image_size=8)
+
+
+def test_the_check_draws_nothing_from_the_streams_of_others(home: Path) -> None:
+    states = []
+    for _ in range(2):  # checked once
+        torch.manual_seed(0)
+        weight = build_net(f"{home}/mynet.py:build", classes=5, channels=1, image_size=9)[3].weight
+        states.append((weight, torch.get_rng_state()))
+    assert all(torch.equal(one, other) for one, other in zip(*states, strict=True))
+
+
 def test_a_place_is_looked_at_without_running_it(home: Path) -> None:
     (home / "loud.py").write_text("raise SystemExit\ndef build(): pass\n", encoding="utf-8")
     assert place_fault(f"{home}/loud.py:build") == ""

@@ -12,7 +12,7 @@ from qkd.cli import STAGE_NAMES
 from qkd.config.binding import bind
 from qkd.failures import UsageError
 from qkd.files.yaml_text import parse_yaml
-from qkd.pipeline.running import NEEDS, Stage, run_stages
+from qkd.pipeline.running import NEEDS, Stage, has_begun, run_stages
 from qkd.progress import Progress
 from qkd.run.folder import RunFolder
 from qkd.training.checkpoint import Checkpoint, CheckpointStore
@@ -84,6 +84,17 @@ def test_every_stage_is_known_everywhere() -> None:
     from qkd.stages import STAGES
 
     assert list(STAGES) == list(NEEDS) == list(STAGE_NAMES)
+
+
+def test_a_training_has_begun_with_its_first_checkpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert not has_begun(folder, "distill")
+    (folder / "teacher" / "checkpoint").mkdir(parents=True)
+    assert not has_begun(folder, "distill") and has_begun(folder, "teacher")
+    (folder / "student" / "widths-0" / "checkpoint").mkdir(parents=True)
+    assert has_begun(folder, "distill")
+    run_all(tmp_path, Recorder())
+    assert has_begun(tmp_path / bind(CONFIG).name, "distill")
 
 
 @pytest.mark.parametrize("is_kept", [False, True])

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from qkd.cli import main
-from qkd.files import read_metadata
-from qkd.testing import write_npz_set
+from qkd.files import read_metadata, read_safetensors
+from qkd.testing import run_tiny, tiny_config, write_npz_set
 
 NET = """
 from torch import nn
@@ -105,3 +106,29 @@ def test_a_changed_net_is_another_run(home: Path, capsys: pytest.CaptureFixture[
 def test_a_wrong_name_is_said_by_validate(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validate", str(home / "my first.yaml"), f"teacher.net={home}/mynet.py:bild"]) == 2
     assert "has no `bild`; did you mean `build`?" in capsys.readouterr().err
+
+
+FROZEN = """
+from torch import nn
+
+
+def build(num_classes, in_channels):
+    first = nn.Conv2d(in_channels, 4, 3, padding=1)
+    first.weight.requires_grad_(False)
+    end = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes)]
+    return nn.Sequential(first, nn.BatchNorm2d(4), nn.ReLU(), *end)
+"""
+
+
+@pytest.mark.parametrize("phase", [{"teacher_terms": [{"loss": "cross_entropy"}]}, {"meta": {"quiz_images": 8}}])
+def test_frozen_parameters_of_a_teacher_stay_frozen_while_it_is_taught(tmp_path: Path, phase: dict[str, Any]) -> None:
+    (tmp_path / "frozen.py").write_text(FROZEN, encoding="utf-8")
+    changes = {"teacher.net": f"{tmp_path}/frozen.py:build", "student.phases": [{"epochs": 2, **phase}]}
+    config = tiny_config(
+        write_npz_set(tmp_path / "data"), {**changes, "teacher.train.epochs": 1, "student.train.epochs": 2}
+    )
+    run = run_tiny(config, tmp_path, "teacher", "search", "distill")
+    before, after = (
+        read_safetensors(run.path / place / "weights.safetensors") for place in ("teacher", "student/teacher")
+    )
+    assert (before["0.weight"] == after["0.weight"]).all() and (before["5.weight"] != after["5.weight"]).any()

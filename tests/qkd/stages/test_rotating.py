@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from qkd.config import RunConfig
+from qkd.config.conflicts import idle_faults
 from qkd.files import read_safetensors, sha256_of
 from qkd.methods.rotations.branches import JOINT_FILE, STAGE, load_branches
 from qkd.nets import build_net
@@ -217,6 +218,12 @@ def test_a_net_without_stages_needs_taps(data: Path, tmp_path: Path) -> None:
     changes = {**OFFLINE, "teacher.net": "lenet5_half"}
     with pytest.raises(ValueError, match=r"student\.rotations\.teacher_taps: the teacher's net has no stages"):
         run_tiny(experiment(data, "untapped", changes), tmp_path, "teacher", "search", "distill")
+
+
+def test_branches_of_the_last_epoch_are_not_kept_with_a_teacher_of_another(data: Path) -> None:
+    """Refused in new configs alone: older runs may have them."""
+    config = experiment(data, "best", {**OFFLINE, **JOINT, "teacher.train.keep": "best"})
+    assert any("keeps the teacher of one epoch and the branches of the last" in what for _, what in idle_faults(config))
 
 
 @pytest.mark.parametrize(

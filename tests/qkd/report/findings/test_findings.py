@@ -209,6 +209,17 @@ def test_a_damaged_run_gets_a_line_and_the_others_are_compared(tmp_path: Path, r
     assert {(one.against, one.run) for one in table.differences} == {("a", "c")}
 
 
+def test_images_of_another_domain_are_other_images(tmp_path: Path) -> None:
+    """The record of the set is taken before its images are turned, inverted or colored."""
+    paths = [files.make_run(tmp_path / name) for name in ("upright", "turned")]
+    test = {"images": 360, "labels": "l", "pixels": "p", "sampled": 0}
+    for path, data in zip(paths, ({}, {"domains": {"a": {}, "b": {"rotate": 35}}, "unseen_domain": "b"}), strict=True):
+        files.write(path / "data.json", {"classes": ["a"], "train": {}, "test": test, "fingerprint": "f"})
+        files.write(path / "config.yaml", {"data": data})
+    (one,) = [one for one in compare_runs(paths).differences if one.figure == "accuracy"]
+    assert one.verdict == "not comparable: other test images" and one.difference is None
+
+
 def test_a_paired_interval_stays_within_what_is_possible() -> None:
     for right in (1, 2, 5, 10):
         found = paired_difference(np.ones(right, bool), np.zeros(right, bool))

@@ -8,6 +8,7 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ PROBE = """#if defined(__AMX_INT8__)
 void probe() { __asm__ volatile("tdpbusd %tmm2, %tmm1, %tmm0\\n\\ttilerelease"); }
 #endif
 """
+ANSWER_S = 30.0  # for the compiler's version
 LONGEST_COMPILATION_S = 900  # the first time, a cross-compiler also compiles the C++ runtime of the target
 
 
@@ -75,7 +77,8 @@ def built_library(toolchain: Toolchain) -> Path:
     Raises:
         LowBitUnavailableError: If it does not compile; the message holds the compiler's first error.
     """
-    return cached_library(f"lowbit-{_fingerprint(toolchain)}.so", lambda folder: compile_library(toolchain, folder))
+    name = f"lowbit-{_fingerprint(toolchain)}.so"
+    return cached_library(name, lambda folder: compile_library(toolchain, folder), toolchain.machine)
 
 
 def compile_library(toolchain: Toolchain, folder: Path) -> Path:
@@ -154,5 +157,15 @@ def _knows(command: tuple[str, ...], flags: tuple[str, ...]) -> bool:
 
 @functools.cache
 def _version(command: tuple[str, ...]) -> str:
-    answer = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=30, check=False)
+    try:
+        answer = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=ANSWER_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise LowBitUnavailableError(
+            f"the compiler {command[0]} does not answer: `{shlex.join(command)} --version` took more than "
+            f"{ANSWER_S:g} s"
+        ) from error
+    except OSError as error:
+        raise LowBitUnavailableError(
+            f"the compiler {command[0]} cannot be started: {error.strerror or error}"
+        ) from error
     return answer.stdout

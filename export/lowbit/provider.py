@@ -14,6 +14,7 @@ from typing import Any
 
 from export.lowbit.build import LowBitUnavailableError, built_library, host_toolchain
 from export.versions import version_text
+from quantizers.native.building import library_fault
 
 PROVIDER = "LowBitExecutionProvider"
 SWITCH = "QKD_LOWBIT"  # 0 in the environment: do not use it
@@ -77,6 +78,8 @@ def availability() -> Availability:
     try:
         _runtime()
         path = library_path()
+        if fault := library_fault(path):
+            return Availability("", f"{path}: {fault}")
         library = ctypes.CDLL(str(path))
     except (LowBitUnavailableError, OSError, subprocess.SubprocessError) as error:
         return Availability("", str(error))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -12,8 +13,10 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 PARALLEL = "-fopenmp"
 WIDE = "-mprefer-vector-width=512"  # of AVX-512 processors: compilers prefer 256 bits for several of them
@@ -23,6 +26,10 @@ _SUBSETS = tuple(  # what to omit; the first that compiles wins
     subset for size in range(len(OPTIONAL) + 1) for subset in itertools.combinations(OPTIONAL, size)
 )
 _TIMEOUT_S = 120
+_ELF_HEADER = 64  # bytes
+_ELF_SECTIONS = {1: (slice(32, 36), 46), 2: (slice(40, 48), 58)}  # 32 and 64 bits -> places of the section table, sizes
+_ELF_MACHINES = {62: "x86_64", 183: "aarch64", 40: "armv7l", 243: "riscv64"}
+_LEFT_AFTER_S = 24 * 3600.0
 _log = logging.getLogger(__name__)
 
 
@@ -119,12 +126,41 @@ def _processor() -> str:
     return "\n".join([platform.machine(), *sorted(set(kept))])
 
 
-def cached_library(name: str, make: Callable[[Path], Path]) -> Path:
+def library_fault(path: Path, machine: str = "") -> str:
+    """Return why a Linux library cannot be loaded, as far as its header tells; empty if it can, or is no ELF file.
+
+    The system would end the process while it loads one that is cut off, and call one of another processor missing.
+
+    Args:
+        path: The library.
+        machine: The processor that it is for, by Python's name; default: this one.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    with path.open("rb") as file:
+        head = file.read(_ELF_HEADER)
+    if len(head) < _ELF_HEADER or head[:4] != b"\x7fELF":
+        return ""  # the loader says so
+    order: Literal["little", "big"] = "little" if head[5] == 1 else "big"
+    table, each = _ELF_SECTIONS.get(head[4], _ELF_SECTIONS[2])
+    number, sections = (int.from_bytes(head[where], order) for where in (slice(18, 20), table))
+    size, count = (int.from_bytes(head[start : start + 2], order) for start in (each, each + 2))
+    wanted = (machine or platform.machine()).lower().replace("amd64", "x86_64").replace("arm64", "aarch64")
+    if (made_for := _ELF_MACHINES.get(number, f"machine {number}")) != wanted and wanted in _ELF_MACHINES.values():
+        return f"it is for {made_for}, not for {wanted}"
+    if sections + size * count > path.stat().st_size:  # the last thing in the file
+        return "it is cut off"
+    return ""
+
+
+def cached_library(name: str, make: Callable[[Path], Path], machine: str = "") -> Path:
     """Return a library from the user's cache, compiled now if it is not there.
 
     Args:
         name: Its file name, which contains a hash of everything that it is built from.
         make: Compiles it in the given folder, and returns the library.
+        machine: As for :func:`library_fault`.
 
     Returns:
         The library in ``$XDG_CACHE_HOME/qkd`` (``~/.cache/qkd``), or in a temporary folder where that is read-only or
@@ -132,23 +168,35 @@ def cached_library(name: str, make: Callable[[Path], Path]) -> Path:
 
     Raises:
         Exception: What ``make`` raises; nothing is left behind then.
-        OSError: If no folder is writable at all.
+        OSError: If no folder is writable at all, or what ``make`` returns is no library for the machine.
     """
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qkd"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         library = folder / name
-        if library.is_file():
+        if library.is_file() and not library_fault(library, machine):
             return library
+        _clear_leftovers(folder)
         work = Path(tempfile.mkdtemp(dir=folder))
     except (OSError, RuntimeError):  # a read-only home, or none at all: compiled again in every process
         work = Path(tempfile.mkdtemp(prefix="qkd-"))
         library = work / name
     try:
-        os.replace(make(work), library)  # another process may have been faster: the same bytes
+        made = make(work)
+        if fault := library_fault(made, machine):
+            raise OSError(f"the compiler wrote a file that cannot be loaded: {fault}")
+        os.replace(made, library)  # another process may have been faster: the same bytes
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
     if work != library.parent:
         shutil.rmtree(work, ignore_errors=True)
     return library
+
+
+def _clear_leftovers(folder: Path) -> None:
+    """Delete what compilations that were killed have left behind, as soon as none of them can still be running."""
+    for work in folder.glob("tmp*"):
+        with contextlib.suppress(OSError):
+            if work.is_dir() and time.time() - work.stat().st_mtime > _LEFT_AFTER_S:
+                shutil.rmtree(work, ignore_errors=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -118,6 +119,40 @@ def test_switched_off_old_runtime_named_library(monkeypatch: pytest.MonkeyPatch)
         assert lowbit.availability().reason.startswith(f"{other_library} is not the library of this provider")
     monkeypatch.setenv("QKD_LOWBIT", "0")
     assert not lowbit.availability().is_offered and lowbit.providers() == ["CPUExecutionProvider"]
+
+
+@pytest.mark.parametrize(
+    ("machine", "cut", "words"), [(183, 0, "it is for aarch64, not for"), (62, 1, "it is cut off")]
+)
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="written for x86-64")
+def test_a_library_that_cannot_be_loaded_is_named_with_its_fault(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, machine: int, cut: int, words: str
+) -> None:
+    """Loading one that is cut off would end the process; one of another processor is called missing by the system."""
+    head = bytearray(4096)
+    head[:6], head[18:20] = b"\x7fELF\x02\x01", machine.to_bytes(2, "little")
+    head[40:48], head[58:62] = (4032).to_bytes(8, "little"), b"\x40\x00\x01\x00"
+    (tmp_path / "l.so").write_bytes(bytes(head[: 4096 - cut]))
+    monkeypatch.setenv("QKD_LOWBIT_LIBRARY", str(tmp_path / "l.so"))
+    assert lowbit.availability().reason.startswith(f"{tmp_path / 'l.so'}: {words}")
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("#!/bin/sh\nsleep 60\n", "does not answer: .* --version` took more than"),
+        ("#!/no/sh\n", "cannot be started: No such"),
+    ],
+)
+def test_a_compiler_that_does_not_answer_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str, words: str
+) -> None:
+    compiler = tmp_path / "cxx"
+    compiler.write_text(script)
+    compiler.chmod(0o755)
+    monkeypatch.setattr(build, "ANSWER_S", 0.2)
+    with pytest.raises(lowbit.LowBitUnavailableError, match=words):
+        build._version((str(compiler),))
 
 
 def test_an_instruction_set_that_is_not_there_offers_nothing() -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -95,3 +98,46 @@ def test_a_compiler_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with pytest.raises(subprocess.CalledProcessError, match="false"):
         compiled_library("a", "int x;", (), str(shutil.which("false")))
+
+
+def elf(machine: int = 62, size: int = 4096) -> bytes:
+    """Return a library's header as far as it is looked at: its sections end the file."""
+    head = bytearray(size)
+    head[:6] = b"\x7fELF\x02\x01"
+    head[18:20], head[40:48] = machine.to_bytes(2, "little"), (size - 64).to_bytes(8, "little")
+    head[58:60], head[60:62] = (64).to_bytes(2, "little"), (1).to_bytes(2, "little")
+    return bytes(head)
+
+
+def test_a_library_that_would_end_the_process_is_seen(tmp_path: Path) -> None:
+    library = tmp_path / "l.so"
+    for content, machine, words in (
+        (elf(), "x86_64", ""), (elf(), "AMD64", ""), (elf(183), "aarch64", ""), (b"junk", "x86_64", ""),
+        (elf()[:-1], "x86_64", "it is cut off"), (elf(183), "x86_64", "it is for aarch64, not for x86_64"),
+        (elf(), "arm64", "it is for x86_64, not for aarch64"), (elf(), "sparc", ""),
+    ):  # fmt: skip
+        library.write_bytes(content)
+        assert building.library_fault(library, machine) == words
+    assert building.library_fault(Path(sys.executable).resolve()) == ""
+
+
+def test_a_damaged_library_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def make(content: bytes) -> Any:
+        def write(folder: Path) -> Path:
+            (folder / "made.so").write_bytes(content)
+            return folder / "made.so"
+
+        return write
+
+    path = building.cached_library("l.so", make(elf()), "x86_64")
+    path.write_bytes(elf()[:1000])
+    left = tmp_path / "qkd" / "tmpold"
+    left.mkdir()
+    os.utime(left, (0, 0))
+    assert building.cached_library("l.so", make(elf()), "x86_64").read_bytes() == elf()
+    assert [one.name for one in (tmp_path / "qkd").iterdir()] == ["l.so"], "and what a killed one left is gone"
+    with pytest.raises(OSError, match="the compiler wrote a file that cannot be loaded: it is cut off"):
+        building.cached_library("other.so", make(elf()[:1000]), "x86_64")
+    assert [one.name for one in (tmp_path / "qkd").iterdir()] == ["l.so"]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import GeneratorType
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -119,7 +120,7 @@ def distill(
     if faults := [what for _, _, what in phase_faults(chosen, [phase])]:
         raise ValueError(f"terms: {'; '.join(faults)}")
     _require_apart(student, teacher)
-    if validation is not None and iter(validation) is validation:
+    if isinstance(validation, _ONCE):
         raise TypeError(
             f"validation batches are read after every epoch, but a {type(validation).__name__} can be read once; give "
             f"a DataLoader or a list"
@@ -128,6 +129,7 @@ def distill(
         return _Distillation(student, teacher, batches, validation, settings, chosen, seed).run()
 
 
+_ONCE = (GeneratorType, map, filter, zip, enumerate)  # of one reading; others may start again in `__iter__`
 # Keys of a run's training that are not read here -> the values that a training here has
 UNREAD: Mapping[str, tuple[Any, ...]] = {
     "precision": ("auto", "float32"), "memory_format": ("auto", "contiguous"), "ema_decay": (0.0,), "keep": ("last",),
@@ -145,14 +147,21 @@ def _require_apart(student: nn.Module, teacher: nn.Module) -> None:
     """Raise if training the student would change the teacher."""
     if student is teacher:
         raise ValueError("student and teacher are one object: give copy.deepcopy(teacher), or a student of `prepare`")
-    ours = {id(one) for one in (*student.parameters(), *student.buffers())}
-    theirs = (*teacher.named_parameters(), *teacher.named_buffers())
-    if shared := [name for name, one in theirs if id(one) in ours]:
+    ours = {_memory_of(one) for one in (*student.parameters(), *student.buffers()) if one.numel()}
+    learning = (
+        (name, one) for name, one in teacher.named_parameters() if one.requires_grad
+    )  # a frozen head may be shared
+    theirs = [(name, one) for name, one in (*learning, *teacher.named_buffers()) if one.numel()]
+    if shared := [name for name, one in theirs if _memory_of(one) in ours]:
         more = f" and {len(shared) - 1} more" if len(shared) > 1 else ""
         raise ValueError(
             f"student and teacher share {shared[0]}{more}, so that training one would change the other: give the "
             f"student copies of these modules (copy.deepcopy)"
         )
+
+
+def _memory_of(tensor: Tensor) -> tuple[torch.device, int]:
+    return tensor.device, tensor.untyped_storage().data_ptr()
 
 
 class _Distillation:
@@ -288,6 +297,13 @@ def _some(batches: Loader) -> Iterator[tuple[Tensor, Tensor]]:
         yield batch
 
 
+def _length_of(batches: Loader) -> int | None:
+    try:
+        return len(batches)  # type: ignore[arg-type]
+    except TypeError:  # without a length, or a DataLoader of an IterableDataset
+        return None
+
+
 def _accuracy(model: nn.Module, batches: Loader, device: torch.device) -> float | None:
     right = images_seen = 0
     with evaluating(model), torch.no_grad():
@@ -296,6 +312,6 @@ def _accuracy(model: nn.Module, batches: Loader, device: torch.device) -> float 
                 raise ValueError("validation images hold NaN or infinity: correct or leave them out")
             right += int((model(images.to(device)).argmax(1) == labels.to(device)).sum())
             images_seen += len(labels)
-    if not images_seen and not (isinstance(batches, Sized) and len(batches) == 0):
+    if not images_seen and _length_of(batches) != 0:
         raise ValueError("there were no validation batches, or they can be read once only; give a DataLoader or a list")
     return right / images_seen if images_seen else None

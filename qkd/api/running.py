@@ -130,9 +130,14 @@ def run(
     made = bound(config, overrides)
     refuse_clients(made)
     made = beside(made, folder, progress)
-    if not (folder / made.name).exists():
+    can_be_tried = "distill" in names and not has_begun(folder / made.name, "distill")
+    try:
         bound(config, overrides, with_files=True)
-    if "distill" in names and not has_begun(folder / made.name, "distill"):
+    except ConfigError:  # a run that exists may not need the file anymore
+        if not (folder / made.name).exists():
+            raise
+        can_be_tried = False
+    if can_be_tried:
         check_distillation(made, progress)
     with RunFolder.open(made, folder) as opened, logged(progress, opened.path, f"qkd.run: {', '.join(names)}"):
         run_stages(opened, names, progress)

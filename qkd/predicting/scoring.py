@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qkd.failures import UsageError
+from qkd.failures import ConfigError, UsageError
 from qkd.predicting.predict import InputError, Model, from_array, read_image
 from qkd.report.caveats import interval_text, wilson
 from qkd.report.findings.confusion import class_name
@@ -269,9 +269,13 @@ def _parts(images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], model: 
 
 def _of_config(config: str, model: Model) -> LabeledImages:
     from qkd.checking import name_faults
-    from qkd.config.binding import load_config
+    from qkd.config.binding import find_config, load_config
     from qkd.data import load_splits
 
+    try:
+        find_config(config)
+    except ConfigError as error:
+        raise UsageError(f"{error} (DATA is a folder of class folders, an npz file, a config or a run)") from error
     settings = load_config(config, [], checks=(name_faults,))
     splits = load_splits(settings.data, seed=settings.seed)
     _require_same_classes(config, splits.classes, model)

@@ -219,7 +219,7 @@ class Trainer:
             self.at.epoch_seconds += now - clock
             self.at.seconds += now - clock
             show = self.at.step % SHOW_EVERY_STEPS == 0
-            tracker.update(self.batch_size, **({"epoch": self.at.epoch + 1, "loss": float(loss)} if show else {}))
+            tracker.update(self.batch_size, **({"epoch": self.at.epoch + 1, "batch loss": float(loss)} if show else {}))
             if self.engine.decide(now - self.saved_at >= self.job.config.checkpoint_every_s):
                 self._save()
             clock = time.monotonic()

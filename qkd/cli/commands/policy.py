@@ -44,6 +44,7 @@ def add(commands: Any) -> None:
     grid.add_argument("--data", required=True, metavar="NAME", help="a name of `qkd ls datasets`")
     grid.add_argument("--data-path", type=user_path, help="the data set's folder, for npz and folder")
     grid.add_argument("--data-root", type=user_path, help="where torchvision keeps its sets (data)")
+    grid.add_argument("--image-size", type=positive, metavar="PIXELS", help="side that images are resized to (theirs)")
     grid.add_argument("--epochs", type=epochs, required=True, metavar="0,10,20", help="rows, counted from 0")
     grid.add_argument("--length", type=positive, help="length of training in epochs (the schedule's)")
     grid.add_argument("--seed", type=whole, default=0, help="random seed (0)")
@@ -71,6 +72,6 @@ def sample(args: argparse.Namespace) -> int:
     from qkd.config import DataConfig
 
     where = {} if args.data_root is None else {"root": args.data_root}
-    data = DataConfig(name=args.data, path=args.data_path, **where)
+    data = DataConfig(name=args.data, path=args.data_path, image_size=args.image_size, **where)
     options = {"epochs": args.epochs, "out": args.out, "seed": args.seed, "length": args.length}
     return print_result(args, sample_policy(args.policy, data, **options))

@@ -18,7 +18,7 @@ from qkd.cli.options.command import (
 )
 from qkd.cli.options.devices import add_devices, on_devices
 from qkd.engines.membership import is_first
-from qkd.failures import DONE
+from qkd.failures import DONE, ConfigError
 from qkd.run.target import require_place
 
 if TYPE_CHECKING:
@@ -74,8 +74,12 @@ def _run(args: argparse.Namespace, config: RunConfig) -> int:
 def _look_ahead(args: argparse.Namespace, config: RunConfig, stages: Sequence[str]) -> None:
     """Find faults that would otherwise show late: missing files, and phases that cannot be trained."""
     folder = args.runs_dir / config.name
-    if not folder.exists():
+    try:
         load(args, with_files=True)
+    except ConfigError:  # a run that exists may not need the file anymore
+        if folder.exists():
+            return
+        raise
     from qkd.pipeline.running import has_begun
 
     if "distill" in stages and not has_begun(folder, "distill"):

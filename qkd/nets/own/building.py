@@ -119,9 +119,10 @@ def _check_rebuilt(net: NetSpelling, made: nn.Module, build: Callable[[], nn.Mod
     with _own_randomness(), evaluating(made), torch.no_grad():
         torch.manual_seed(_OTHER_SEED)
         again = build().eval()
-        if shared := {id(one) for one in again.parameters()} & {id(one) for one in made.parameters()}:
+        ours, theirs = ({id(one) for one in (*each.parameters(), *each.buffers())} for each in (made, again))
+        if shared := ours & theirs:
             raise ValueError(
-                f"net {net.title}: its builder returns {counted(len(shared), 'parameter')} of the net that it returned "
+                f"net {net.title}: its builder returns {counted(len(shared), 'tensor')} of the net that it returned "
                 f"before, so that teacher and student would share them; build new modules in every call"
             )
         images = torch.rand(shape)

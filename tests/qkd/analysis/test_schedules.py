@@ -87,6 +87,17 @@ def test_an_empty_schedule_says_so() -> None:
     assert "no operation in any epoch" in schedule_picture("t", Schedule((Segment(3, Policy()),))).to_svg()
 
 
+def test_sample_takes_pictures_of_several_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for part, name, side in (("train", "a", 12), ("train", "b", 20), ("test", "a", 12)):
+        folder = tmp_path / "set" / part / name
+        folder.mkdir(parents=True)
+        Image.fromarray(np.full((side, side), 90, np.uint8)).save(folder / "0.png")
+    words = ["policy", "sample", "crop_flip", "--data", "folder", "--data-path", str(tmp_path / "set"), "--epochs", "0"]
+    words += ["--out", str(tmp_path / "grid.png")]
+    assert main(words) == 2 and "image_size" in capsys.readouterr().err
+    assert main([*words, "--image-size", "16"]) == 0 and (tmp_path / "grid.png").is_file()
+
+
 def test_sample_draws_a_row_an_epoch(tmp_path: Path) -> None:
     save_schedule(
         Schedule((Segment(1, Policy()), Segment(1, Policy((Op("Invert", 1.0, 0),))))), tmp_path / "invert.yaml"

@@ -145,6 +145,15 @@ def test_a_student_that_shares_modules_with_its_teacher_is_refused() -> None:
     with pytest.raises(ValueError, match=r"student and teacher share 0\.0\.weight and 6 more, so that training one"):
         qkd.distill(student, teacher, batches(), train={"epochs": 1})
     qkd.distill(copy.deepcopy(student), teacher, batches(), train={"epochs": 1})
+    copied = copy.deepcopy(teacher)
+    copied.load_state_dict(teacher.state_dict(), assign=True)  # other objects, the same memory
+    with pytest.raises(ValueError, match="student and teacher share"):
+        qkd.distill(copied, teacher, batches(), train={"epochs": 1})
+    head = teacher[2].requires_grad_(False)  # as SimKD does: the teacher's own head, which does not learn
+    before = head.weight.clone()
+    body = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), head)
+    qkd.distill(body, teacher, batches(), train={"epochs": 1})
+    assert torch.equal(before, head.weight)
 
 
 class Once:
@@ -160,6 +169,21 @@ class Once:
         return self.rest
 
 
+class Resetting(Once):
+    """Batches that start again whenever they are asked for an iterator, and are that iterator."""
+
+    def __init__(self, given: list[Any]) -> None:
+        super().__init__(given)
+        self.given = given
+
+    def __iter__(self) -> Any:
+        self.rest = iter(self.given)
+        return self
+
+    def __next__(self) -> Any:
+        return next(self.rest)
+
+
 def test_batches_that_run_out_are_no_training() -> None:
     student, teacher = nets()
     for one in (student, copy.deepcopy(teacher)):
@@ -171,6 +195,8 @@ def test_batches_that_run_out_are_no_training() -> None:
         qkd.distill(copy.deepcopy(teacher), teacher, (batches(), Once(batches(1))), train={"epochs": 2})
     found = qkd.distill(copy.deepcopy(teacher), teacher, (batches(), []), train={"epochs": 1})
     assert found.accuracy is None
+    again = Resetting(batches(1))
+    assert qkd.distill(copy.deepcopy(teacher), teacher, (Resetting(batches()), again), train={"epochs": 2}).accuracy
     broken = [(torch.full((4, 1, 8, 8), torch.nan), torch.zeros(4, dtype=torch.int64))]
     with pytest.raises(ValueError, match="validation images hold NaN or infinity"):
         qkd.distill(copy.deepcopy(teacher), teacher, (batches(), broken), train={"epochs": 1})
@@ -182,6 +208,13 @@ def test_terms_that_teach_the_student_nothing_are_refused() -> None:
         qkd.distill(student, teacher, batches(), terms=["graph_attention"])
     with pytest.raises(TypeError, match=r"terms: must be a list, got the text 'soft_target'"):
         qkd.distill(student, teacher, batches(), terms="soft_target")
+
+
+def test_a_head_that_begins_with_the_shares_of_the_classes_is_no_log_softmax() -> None:
+    student = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    nn.init.zeros_(student[1].weight)
+    student[1].bias.data = torch.tensor([0.4, 0.6]).log()
+    qkd.distill(student, nets()[1], batches(), train={"epochs": 1})
 
 
 @pytest.mark.parametrize("end", [nn.Softmax(1), nn.LogSoftmax(1)])

@@ -165,8 +165,8 @@ def test_what_is_drawn_when_a_net_is_built_must_be_in_its_state(home: Path, how:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("same", "returns 2 parameters of the net that it returned before"),
-        ("shared", "returns 2 parameters of the net that it returned before"),
+        ("same", "returns 2 tensors of the net that it returned before"),
+        ("shared", "returns 2 tensors of the net that it returned before"),
         ("growing", "its state fits no other net that its builder returns: .*size mismatch"),
     ],
 )

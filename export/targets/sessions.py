@@ -41,7 +41,7 @@ class OpenVinoSession:
     """
 
     def __init__(self, content: bytes, threads: int) -> None:
-        openvino = _required("openvino", "openvino")
+        openvino = _openvino()
         self.version = f"openvino {str(openvino.__version__).split('-')[0]}"
         with scratch_folder(room=len(content)) as folder:
             path = folder / "model.onnx"
@@ -65,10 +65,8 @@ class OpenCvSession:
     """
 
     def __init__(self, content: bytes, threads: int) -> None:
-        self._cv2 = _required("cv2", OPENCV)
+        self._cv2 = _opencv()
         self.version = f"opencv {self._cv2.__version__}"
-        if int(str(self._cv2.__version__).partition(".")[0]) < OLDEST_OPENCV:
-            raise ImportError(f"{self.version} is installed, but such files need OpenCV 5: pip install '{OPENCV}'")
         self._cv2.setNumThreads(threads)
         self._content = np.frombuffer(content, np.uint8)
         self._net: Any = None
@@ -93,7 +91,7 @@ class TvmSession:
     """
 
     def __init__(self, content: bytes, threads: int) -> None:  # noqa: ARG002
-        self._tvm = _required("tvm", "apache-tvm")
+        self._tvm = _tvm()
         self.version = f"tvm {self._tvm.__version__}"
         self._model = onnx.load_from_string(content)
         self._machines: dict[tuple[tuple[int, ...], ...], Any] = {}
@@ -124,8 +122,7 @@ class IreeSession:
     """
 
     def __init__(self, content: bytes, threads: int) -> None:  # noqa: ARG002
-        runtime = _required("iree.runtime", "iree-base-runtime")
-        _required("iree.compiler", IREE)
+        runtime = _iree()
         self.version = f"iree {_version(IREE)}"
         self._names = [entry.name for entry in onnx.load_from_string(content).graph.output]
         self._module = runtime.load_vm_flatbuffer(_compiled_by_iree(content), driver="local-sync")
@@ -208,6 +205,21 @@ def is_installed(runtime: str) -> bool:
     return runtime in MODULES and all(map(_is_there, MODULES[runtime]))
 
 
+def unusable(runtime: str) -> str:
+    """Return why no file can be opened in a runtime here: it is missing, too old or damaged; empty if it can.
+
+    Args:
+        runtime: A key of :data:`SESSIONS`. It is imported.
+    """
+    if not is_installed(runtime):
+        return f"{runtime} is not installed here"
+    try:
+        _IMPORTS[runtime]()
+    except ImportError as error:
+        return str(error)
+    return ""
+
+
 def _is_there(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
@@ -225,6 +237,30 @@ def _required(module: str, package: str) -> ModuleType:
         raise ImportError(
             f"{module} is installed, but cannot be imported ({reason}); reinstall it: pip install '{package}'"
         ) from error
+
+
+def _opencv() -> ModuleType:
+    cv2 = _required("cv2", OPENCV)
+    version = str(cv2.__version__)
+    if int(version.partition(".")[0]) < OLDEST_OPENCV:
+        raise ImportError(f"opencv {version} is installed, but such files need OpenCV 5: pip install '{OPENCV}'")
+    return cv2
+
+
+def _iree() -> ModuleType:
+    _required("iree.compiler", IREE)
+    return _required("iree.runtime", "iree-base-runtime")
+
+
+def _openvino() -> ModuleType:
+    return _required("openvino", "openvino")
+
+
+def _tvm() -> ModuleType:
+    return _required("tvm", "apache-tvm")
+
+
+_IMPORTS: dict[str, Callable[[], ModuleType]] = {"iree": _iree, "opencv": _opencv, "openvino": _openvino, "tvm": _tvm}
 
 
 def _version(package: str) -> str:

@@ -298,7 +298,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _mixed_images_are_seen_by_both(self) -> RunConfig:
         agents = {
-            "student": self.student_agent,
+            "student": self.student.agent,
             **({"teacher": self.teacher.agent} if self.student.view == "own" else {}),
         }
         mixing = [role for role, agent in agents.items() if agent.cutmix_probability]

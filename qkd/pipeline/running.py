@@ -82,31 +82,28 @@ def _why_to_run(run: RunFolder, name: str, progress: Progress, *, looks: bool) -
     """Return why a stage is not complete; empty if it is. With ``looks``, check the images if the stage will not."""
     _require(run, name)
     reason = _why_incomplete(run, name)
+    target = _target_without_proof(run) if name == "export" and not reason else ""
+    if target:
+        from export.targets.sessions import unusable  # imports onnx
+
+        missing = unusable(target)
+        reason = "" if missing else f"{target} is installed now, and has not run student.{target}.onnx yet"
     if looks and not (reason and name in LOOKS):
         _check_images(run, progress)
     if not reason:
         _drop_leftovers(run, name)
-        if name == "export" and (target := _target_without_proof(run)):
-            progress.warn(f"student.{target}.onnx: {target} is not installed here, so only ONNX Runtime ran the file")
+        if target:
+            progress.warn(f"student.{target}.onnx: {missing}, so only ONNX Runtime ran the file")
         if name == "teacher" and (warning := changed_sources(run.path, run.config)):
             progress.warn(warning)
     return reason
 
 
 def _why_incomplete(run: RunFolder, name: str) -> str:
-    """Return why a stage is not complete.
-
-    The search is not, either, if it describes a schedule that the student will not train by; and the export, if the
-    runtime of its target was missing then and is there now.
-    """
+    """Return why a stage is not complete; the search also if it describes a schedule that nobody will train by."""
     reason = run.why_incomplete(name)
     if not reason and name == "search" and not run.is_complete("distill"):
         reason = described_otherwise(run.path, run.config)
-    if not reason and name == "export" and (target := _target_without_proof(run)):
-        from export.targets.sessions import is_installed  # imports onnx
-
-        if is_installed(target):
-            reason = f"{target} is installed now, and has not run student.{target}.onnx yet"
     return reason
 
 

@@ -21,7 +21,7 @@ from export import (
     export_onnx,
 )
 from export.lowbit.sessions import low_bit_for
-from export.targets.sessions import SESSIONS, is_installed
+from export.targets.sessions import SESSIONS, unusable
 from qkd.config import DataConfig, RunConfig
 from qkd.data import Splits, iterate, normalize
 from qkd.files import sha256_of, write_json
@@ -188,9 +188,10 @@ def compare_file(
     flavor, target = student_files(config).get(path.stem, StudentFile("ort"))
     foreign = target if target in SESSIONS else None
     provider = None if foreign or flavor == "qonnx" else low_bit_for(path)
-    runtime = foreign if foreign and is_installed(foreign) else None
-    if foreign and runtime is None:
-        progress.warn(f"{path.name}: {target} is not installed here, so only ONNX Runtime ran the file")
+    missing = unusable(foreign) if foreign else ""
+    runtime = foreign if foreign and not missing else None
+    if missing:
+        progress.warn(f"{path.name}: {missing}, so only ONNX Runtime ran the file")
     with progress.track(len(splits.test), "parity", "images") as tracker:
         batches = _test_batches(splits, config.data, tracker)
         if not preprocessing.is_inside:

@@ -89,6 +89,9 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         found = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
         faults = [f"{len(names)} {kind} ({', '.join(names[:3])})" for kind, names in found.items() if names]
         raise ValueError(f"these tensors are not for this net: {'; '.join(faults)}")
+    again = model.state_dict()
+    if copied := [name for name, one in own.items() if one.numel() and one.data_ptr() != again[name].data_ptr()]:
+        raise ValueError(f"the net's state_dict returns copies ({', '.join(copied[:3])}), so it cannot be restored")
     for name, tensor in own.items():
         if name in tensors:
             tensor.copy_(tensors[name])

@@ -27,6 +27,7 @@ def idle_faults(config: RunConfig) -> Iterator[Fault]:
     teacher, student = config.teacher, config.student
     if teacher.members == 1 and (teacher.ensemble != "probability" or teacher.ensemble_temperature != 1):
         yield ("teacher",), "`ensemble` and `ensemble_temperature` are for `members` above 1, got 1"
+    yield from _mixed_by_the_teachers_policy(config)
     branches = None if student.rotations is None else student.rotations.teacher_branches
     if branches is not None and branches.joint and teacher.train is not None and teacher.train.keep == "best":
         yield (
@@ -39,6 +40,21 @@ def idle_faults(config: RunConfig) -> Iterator[Fault]:
         own = student.data_free
         for key in own.idle:
             yield ("student", "data_free"), f"method `{own.method}` does not read {key!r}; leave it out"
+
+
+def _mixed_by_the_teachers_policy(config: RunConfig) -> Iterator[Fault]:
+    """Yield what CutMix cannot be combined with, where the student has it by its policy `teacher`."""
+    student, place = config.student, ("student", "agent")
+    if student.agent.policy != "teacher" or not config.student_agent.cutmix_probability:
+        return
+    if student.view != "same":
+        yield (
+            place,
+            f"`policy: teacher` is cutmix, and view `{student.view}` would show the teacher other images than the "
+            f"student's mixtures; use view: same, or `cutmix: 0`",
+        )
+    if student.adaptation is not None:
+        yield place, "`policy: teacher` is cutmix, which mixes labels, but images of the unseen domain have no labels"
 
 
 def _idle_rules(student: StudentConfig) -> Iterator[Fault]:

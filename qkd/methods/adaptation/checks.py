@@ -23,7 +23,7 @@ def config_faults(config: RunConfig) -> Iterator[str]:
             student.view != "same"
         ),
         "student.agent: CutMix mixes labels, but images of the unseen domain have no labels": bool(
-            config.student_agent.cutmix_probability
+            student.agent.cutmix_probability
         ),
         "student.phases: meta and teacher_terms cannot be combined with student.adaptation: all train the teacher": any(
             phase.meta is not None or phase.teacher_terms is not None for phase in phases

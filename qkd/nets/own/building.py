@@ -111,36 +111,82 @@ def _check_logits(net: NetSpelling, made: nn.Module, classes: int, channels: int
 
 
 def _check_rebuilt(net: NetSpelling, made: nn.Module, build: Callable[[], nn.Module], shape: torch.Size) -> None:
-    """Build the net once more, and compare the two with the same weights.
+    """Build the net twice more, and compare nets of the same state: before, and after steps in train mode.
 
-    Trained weights are stored, and loaded into a net that is built again: what the builder draws at random must be in
-    the net's state.
+    Trained weights are stored, and loaded into a net that is built again: what the builder draws at random, and what
+    `forward` changes in training, must be in the net's state.
     """
+    _check_state(net, made)
     with _own_randomness(), evaluating(made), torch.no_grad():
         torch.manual_seed(_OTHER_SEED)
-        again = build().eval()
-        ours, theirs = ({id(one) for one in (*each.parameters(), *each.buffers())} for each in (made, again))
-        if shared := ours & theirs:
+        other, third = (build().eval() for _ in range(2))
+        tensors = [{id(one) for one in (*each.parameters(), *each.buffers())} for each in (made, other, third)]
+        if shared := tensors[0] & tensors[1] or tensors[1] & tensors[2]:
             raise ValueError(
                 f"net {net.title}: its builder returns {counted(len(shared), 'tensor')} of the net that it returned "
                 f"before, so that teacher and student would share them; build new modules in every call"
             )
         images = torch.rand(shape)
-        again(images)  # modules that are shaped by their first images
-        try:
-            again.load_state_dict(made.state_dict())
-        except RuntimeError as error:
-            what = " ".join(str(error).split())[:300]
-            raise ValueError(
-                f"net {net.title}: its state fits no other net that its builder returns: {what}"
-            ) from error
-        first, second, other = made(images), made(images), again(images)
-        if torch.equal(first, second) and not torch.allclose(first, other, rtol=1e-4, atol=1e-5, equal_nan=True):
+        for each in (other, third):
+            each(images)  # modules that are shaped by their first images
+        _load(net, other, made)
+        if not _is_same(made, other, images):
             raise ValueError(
                 f"net {net.title}: built twice and given the same state, it computes different logits, so trained "
                 f"weights could not be loaded: something that it draws when it is built is not in its state_dict; "
                 f"make it a buffer: `self.register_buffer(NAME, tensor)`, persistent"
             )
+        try:
+            for _ in range(2):
+                other.train()(images)
+        except Exception:  # a training says what is wrong; a teacher that is not trained never gets there
+            return
+        _load(net, third, other)
+        if not (_is_same(other.eval(), third.eval(), images) and _is_same(other.train(), third.train(), images)):
+            raise ValueError(
+                f"net {net.title}: its forward in train() changes something that is not in its state_dict (a counter, "
+                f"a plain tensor), and its outputs depend on it, so trained weights could not be loaded, nor an "
+                f"interrupted training resumed; make it a buffer: `self.register_buffer(NAME, tensor)`, persistent"
+            )
+
+
+def _check_state(net: NetSpelling, made: nn.Module) -> None:
+    """Raise if a net's state cannot be stored as tensors, or not be restored in place."""
+    state, again = made.state_dict(), made.state_dict()
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"net {net.title}: its state {name!r} has type {type(value).__name__}, but only tensors are stored; "
+                f"make it a buffer: `self.register_buffer(NAME, tensor)`"
+            )
+        if value.numel() and value.data_ptr() != again[name].data_ptr():
+            raise ValueError(
+                f"net {net.title}: its state_dict returns copies ({name!r}: get_extra_state, or a hook), so a state "
+                f"could not be restored; make it a buffer: `self.register_buffer(NAME, tensor)`"
+            )
+
+
+def _load(net: NetSpelling, model: nn.Module, source: nn.Module) -> None:
+    try:
+        model.load_state_dict(source.state_dict())
+    except RuntimeError as error:
+        what = " ".join(str(error).split())[:300]
+        raise ValueError(f"net {net.title}: its state fits no other net that its builder returns: {what}") from error
+
+
+def _is_same(one: nn.Module, other: nn.Module, images: Tensor) -> bool:
+    """Return whether two nets give the same for the same random draws; True if one of them differs from itself."""
+
+    def outputs(model: nn.Module) -> list[Tensor]:
+        torch.manual_seed(_OTHER_SEED)
+        found = model(images)
+        values = found.values() if isinstance(found, Mapping) else found if isinstance(found, tuple | list) else [found]
+        return [value for value in values if isinstance(value, Tensor)]
+
+    if not one.training and not all(map(torch.equal, outputs(one), outputs(one))):
+        return True  # it draws at random in eval(), which others report
+    pairs = zip(outputs(one), outputs(other), strict=True)
+    return all(torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5, equal_nan=True) for ours, theirs in pairs)
 
 
 @contextmanager

@@ -293,7 +293,6 @@ def test_a_dry_run_takes_its_steps_and_leaves_nothing_in_the_file(data: Path) ->
         ({"student.terms": [{"loss": "cross_entropy"}]}, r"student\.terms: .* brings its own loss"),
         ({"student.view": "clean"}, r"student\.view: must be `same`"),
         ({"student.agent": {"policy": "cutmix"}}, "CutMix mixes labels"),
-        ({"student.agent": {"policy": "teacher"}, "teacher.agent": {"policy": "cutmix"}}, "CutMix mixes labels"),
         ({"student.peers": {"nets": [{}]}}, r"student\.peers: cannot be combined with student\.adaptation"),
         ({"student.data_free": {"method": "noise"}}, r"student\.data_free: cannot be combined"),
         (
@@ -314,6 +313,10 @@ def test_what_it_cannot_be_used_with(data: Path, changes: dict[str, Any], match:
     [
         (["data.domains=null", "data.unseen_domain=null"], "config.data.domains: missing; student.adaptation needs"),
         (["teacher.members=2"], "config.teacher.members: must be 1 with student.adaptation, got 2"),
+        (
+            ["student.agent={policy: teacher}", "teacher.agent={policy: cutmix}"],
+            "config.student.agent: `policy: teacher` is cutmix, which mixes labels",
+        ),
     ],
 )
 def test_validate_says_so(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -162,6 +162,60 @@ def test_what_is_drawn_when_a_net_is_built_must_be_in_its_state(home: Path, how:
     build_net(spelled(f"{home}/drawn.py:Shuffled", {"how": "buffer"}), classes=5, channels=1, image_size=8)
 
 
+CHANGING = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, num_classes, how):
+        super().__init__()
+        self.fc, self.how, self.calls, self.mean = nn.Linear(64, num_classes), how, 0, torch.zeros(1)
+        self.register_buffer("count", torch.zeros(1))
+        self.norm, self.drop = nn.BatchNorm1d(64), nn.Dropout(0.5)
+
+    def forward(self, x):
+        x = self.drop(self.norm(x.flatten(1)))
+        if self.training:
+            self.calls += 1
+            self.mean = x.mean().detach().reshape(1) + 1
+            self.count += 1
+        if self.how == "counter" and self.training:
+            x = x / (1 + self.calls)
+        if self.how == "tensor":
+            x = x + self.mean
+        if self.how == "buffer":
+            x = x / (1 + self.count)
+        return self.fc(x)
+
+    def get_extra_state(self):
+        if self.how == "extra":
+            return torch.tensor([self.calls])
+        return {"calls": self.calls} if self.how == "mapping" else None
+
+    def set_extra_state(self, state):
+        pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("counter", r"its forward in train\(\) changes something that is not in its state_dict"),
+        ("tensor", r"its forward in train\(\) changes something that is not in its state_dict"),
+        ("extra", r"its state_dict returns copies \('_extra_state': get_extra_state"),
+        ("mapping", "its state '_extra_state' has type dict, but only tensors are stored"),
+    ],
+)
+def test_what_forward_changes_in_training_must_be_in_its_state(home: Path, how: str, message: str) -> None:
+    text = CHANGING if how in ("extra", "mapping") else CHANGING[: CHANGING.index("    def get_extra_state")]
+    (home / "changing.py").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        build_net(spelled(f"{home}/changing.py:Net", {"how": how}), classes=5, channels=1, image_size=8)
+    (home / "right.py").write_text(CHANGING[: CHANGING.index("    def get_extra_state")])
+    build_net(spelled(f"{home}/right.py:Net", {"how": "buffer"}), classes=5, channels=1, image_size=8)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

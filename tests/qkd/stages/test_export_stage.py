@@ -174,7 +174,7 @@ def test_a_file_is_run_by_its_runtime_as_soon_as_that_is_installed(
 
     def outcome(*, is_there: bool) -> list[str]:
         for module in (sessions, stage):
-            monkeypatch.setattr(module, "is_installed", lambda _: is_there)
+            monkeypatch.setattr(module, "unusable", lambda name: "" if is_there else f"{name} is not installed here")
         listener = Listening()
         run_stages(run, ("export",), listener)
         return listener.said

@@ -354,7 +354,7 @@ def test_generate_draws_samples_by_epoch_and_fresh_images(
     with borrowed(config_of("rdskd")) as run:
         asked = ["generate", str(run.path), "--out", str(tmp_path / "grid.png"), "--json"]
         assert main(asked) == 2
-        assert "has made no images yet" in capsys.readouterr().err
+        assert "`qkd distill` with the run's config makes what is missing" in capsys.readouterr().err
         STAGES["distill"](run, Silent())
         shown = gather(run)
     assert "one row per epoch: 0, 1, 2. rdskd, 6 steps; the teacher sees each class" in next(iter(shown.pictures))

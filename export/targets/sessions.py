@@ -222,9 +222,10 @@ def unusable(runtime: str) -> str:
 
 def _is_there(module: str) -> bool:
     try:
-        return importlib.util.find_spec(module) is not None
+        spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):  # of the package that the module is in; an import that is blocked
         return False
+    return spec is not None and spec.origin is not None  # an empty folder of that name has no origin
 
 
 def _required(module: str, package: str) -> ModuleType:

@@ -110,10 +110,13 @@ def _moments(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
 def _restore_optimizer(moments: Iterable[tuple[nn.Module, Mapping[str, Tensor]]], optimizer: Optimizer) -> None:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     states: dict[nn.Parameter, dict[str, Any]] = {}
+    trained = {id(parameter) for parameter in parameters}
     for model, tensors in moments:
         named = dict(model.named_parameters())
         for full_name, tensor in tensors.items():
             name, key = full_name.rsplit("/", 1)
+            if id(named[name]) not in trained:
+                raise ValueError(f"{name} was trained then, and is frozen now (which an earlier version ignored)")
             states.setdefault(named[name], {})[key] = tensor
     by_index = {index: states[parameter] for index, parameter in enumerate(parameters) if parameter in states}
     optimizer.load_state_dict({"state": by_index, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -140,7 +140,9 @@ def library_fault(path: Path, machine: str = "") -> str:
     """
     with path.open("rb") as file:
         head = file.read(_ELF_HEADER)
-    if len(head) < _ELF_HEADER or head[:4] != b"\x7fELF":
+    if not any(head) or (head.startswith(b"\x7fELF") and len(head) < _ELF_HEADER):
+        return "it is cut off"
+    if not head.startswith(b"\x7fELF"):
         return ""  # the loader says so
     order: Literal["little", "big"] = "little" if head[5] == 1 else "big"
     table, each = _ELF_SECTIONS.get(head[4], _ELF_SECTIONS[2])

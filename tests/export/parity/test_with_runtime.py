@@ -186,3 +186,7 @@ def test_a_runtime_is_installed_if_all_of_its_packages_are(monkeypatch: pytest.M
     for name in [name for name in sys.modules if name.partition(".")[0] == "iree"]:
         monkeypatch.delitem(sys.modules, name)
     assert not sessions.is_installed("iree"), "the compiler alone runs nothing"
+    if not sessions.is_installed("tvm"):
+        (tmp_path / "tvm").mkdir()
+        assert not sessions.is_installed("tvm"), "a folder of that name is no package"
+        assert sessions.unusable("tvm") == "tvm is not installed here"

@@ -14,6 +14,7 @@ from qkd.progress import Silent
 from qkd.seeding import global_stream
 from qkd.testing import TinyNet, synthetic_splits
 from qkd.training import Batch, Job, Partner, Phase, StepResult, TrainingError, fit
+from qkd.training.state import collect, restore
 
 DATA = DataConfig(name="npz", path=Path("unused"), batch_size=16)
 
@@ -78,6 +79,18 @@ def test_partners_resume_bit_for_bit(tmp_path: Path, stop_at: int) -> None:
     assert all(torch.equal(value, expected[name]) for name, value in again.state().items())
     before = Pair().state()
     assert all(not torch.equal(value, before[name]) for name, value in expected.items() if name.endswith("weight"))
+
+
+def test_state_of_what_is_frozen_now_is_refused() -> None:
+    """It would be dropped, and the training be neither the earlier one nor a new one."""
+    net = nn.Linear(4, 4)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    net(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    kept = collect(net, optimizer, None)
+    restore(kept, net, optimizer, None)
+    with pytest.raises(ValueError, match="weight was trained then, and is frozen now"):
+        restore(kept, net, torch.optim.SGD([net.bias], lr=0.1, momentum=0.9), None)
 
 
 def test_a_phase_without_gradients_leaves_a_partner_alone(tmp_path: Path) -> None:

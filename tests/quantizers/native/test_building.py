@@ -113,6 +113,8 @@ def test_a_library_that_would_end_the_process_is_seen(tmp_path: Path) -> None:
     library = tmp_path / "l.so"
     for content, machine, words in (
         (elf(), "x86_64", ""), (elf(), "AMD64", ""), (elf(183), "aarch64", ""), (b"junk", "x86_64", ""),
+        (b"", "x86_64", "it is cut off"), (elf()[:32], "x86_64", "it is cut off"),
+        (bytes(99), "x86_64", "it is cut off"),
         (elf()[:-1], "x86_64", "it is cut off"), (elf(183), "x86_64", "it is for aarch64, not for x86_64"),
         (elf(), "arm64", "it is for x86_64, not for aarch64"), (elf(), "sparc", ""),
     ):  # fmt: skip

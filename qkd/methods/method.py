@@ -167,6 +167,9 @@ class Method:
     To write your own method, derive a class, name it in a config (``student.method: path/to/file.py:Name``), and
     override ``takes`` and ``step``; that is enough for a step that is not in :mod:`qkd.methods`.
 
+    Checkpoints hold the state of the nets and of ``partners``. What steps remember otherwise, in plain attributes, is
+    lost when a training resumes.
+
     Args:
         config: The run's; ``config.student.method_options`` has the options of your own method.
     """

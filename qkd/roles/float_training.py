@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from qkd.config import AgentConfig, TrainConfig
@@ -14,13 +15,14 @@ from qkd.files import sha256_of
 from qkd.methods.method import Beside
 from qkd.nets import load_weights
 from qkd.nets.imagenet import weights_file
-from qkd.roles.nets import fresh_net, net_facts, save_net, sizes_of
+from qkd.roles.nets import fresh_net, load_float, net_facts, save_net, sizes_of
 from qkd.roles.outcome import score, write_outcome
 from qkd.roles.stored import WEIGHTS_HASH
 from qkd.run.identity import leaves
 from qkd.training import FitResult, Phase, supervised_step
 from qkd.training.assembly import WEIGHTS, Context, Made
 from qkd.training.state import fill
+from quantizers.modes import evaluating
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ class FloatRole:
     def _save(self, net: nn.Module, beside: Beside | None) -> list[Path]:
         folder = self.context.run.folder(self.folder)
         save_net(folder / WEIGHTS, net, net_facts(self.net, **sizes_of(self.context.splits)))
+        _require_same(self.name, net, folder / WEIGHTS, self.context.splits.image_shape)
         return [folder / WEIGHTS, *([] if beside is None else beside.save(folder))]
 
     def _score(self, net: nn.Module, fitted: FitResult | None, started: Mapping[str, str]) -> Path:
@@ -113,3 +116,23 @@ class FloatRole:
         details = {**self.details(net), **started}
         outcome = score(self.name, self.net, net, context.splits, context.config.data, fitted, **details)
         return write_outcome(context.run.path / self.folder, outcome)
+
+
+def _require_same(name: str, net: nn.Module, path: Path, image_shape: tuple[int, int, int]) -> None:
+    """Raise if a stored net, loaded again as those who use it do, is another function than the one that was trained.
+
+    Raises:
+        ValueError: If so, which is the case if forward passes changed something that the state does not hold.
+    """
+    device = next((one.device for one in net.parameters()), torch.device("cpu"))
+    with torch.random.fork_rng(devices=[]), evaluating(net), torch.no_grad():
+        images, again = torch.rand(2, *image_shape), load_float(path)
+        torch.manual_seed(0)  # for a net that draws at random in eval mode, too
+        trained = net(images.to(device)).cpu()
+        torch.manual_seed(0)
+        stored = again(images)
+    if not torch.allclose(trained, stored, rtol=1e-2, atol=1e-3, equal_nan=True):
+        raise ValueError(
+            f"{name}: loaded from {path}, the net computes other logits than the trained one: something that changed "
+            f"in training is not in its state_dict; make it a buffer: `self.register_buffer(NAME, tensor)`"
+        )

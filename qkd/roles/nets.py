@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from qkd.config import QuantConfig, RunConfig
 from qkd.data import Splits
-from qkd.files import read_metadata, read_safetensors, write_safetensors
+from qkd.files import read_json, read_metadata, read_safetensors, sha256_of, write_safetensors
 from qkd.image_size import ImageSize, height_width, parsed_size, size_text
 from qkd.nets import build_net, load_weights
 from qkd.nets.imagenet import weights_file
 from qkd.nets.own.copies import located_net, portable_net
+from qkd.roles.stored import WEIGHTS_HASH
 from qkd.run.folder import RunFolder
 from qkd.seeding import global_stream
 from qkd.training.assembly import WEIGHTS
@@ -64,17 +65,35 @@ def blank_images(splits: Splits, device: torch.device | None = None) -> Tensor:
 def load_float_twin(run: RunFolder) -> nn.Module | None:
     """Return the student's net in full precision: from its float training, its starting weights, or the teacher.
 
-    It is in eval mode, on the CPU; None if the run has none of these.
+    It is in eval mode, on the CPU; None if the run has none of these, or no longer (:func:`why_no_twin`).
     """
     own = run.path / "student" / "float" / WEIGHTS
     if own.exists():
         return load_float(own)
     config = run.config
     if config.student.weights is not None and config.student.head == "keep":  # a new head is untrained
+        if why_no_twin(run):
+            return None
         net = _build(_facts(run.path / "student" / WEIGHTS))
         load_weights(net, weights_file(config.student.weights, config.student_net))
         return net.eval()
     return load_teacher(run) if config.student_net == config.teacher_net else None
+
+
+def why_no_twin(run: RunFolder) -> str:
+    """Return why the net that the student started from cannot be read again; empty if it can, or need not be."""
+    config, own = run.config, run.path / "student" / "float" / WEIGHTS
+    if own.exists() or config.student.weights is None or config.student.head != "keep":
+        return ""
+    try:
+        file = weights_file(config.student.weights, config.student_net)
+        then = read_json(run.path / "student" / "result.json").get(WEIGHTS_HASH)
+        is_other = then not in (None, sha256_of(file))
+    except (OSError, ValueError) as error:
+        return f"student.weights cannot be read ({error})"
+    return (
+        f"student.weights: {config.student.weights} has changed since the student started from it" if is_other else ""
+    )
 
 
 def load_student(run: RunFolder) -> Student:

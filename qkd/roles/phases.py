@@ -65,15 +65,19 @@ def distillation(
 
     Raises:
         ValueError: If a term or a tap cannot be used, a phase cannot be trained as configured, a method trains no
-            phase because another one takes them all, or something that a method has to train first is missing.
+            phase because another one takes them all, a teacher is to be taught whose parameters are all frozen, or
+            something that a method has to train first is missing.
     """
     if faults := student_faults(config.student, phases):
         raise ValueError("the student's phases cannot be trained:\n" + "\n".join(f"  {fault}" for fault in faults))
     methods = methods_of(config) if methods is None else methods
     _require_none_shadowed(methods, phases)
     device = next(student.parameters()).device
-    if not any(method.trains_teacher for method in methods):  # otherwise, its frozen parameters stay frozen
+    teaching = [type(method).__name__ for method in methods if method.trains_teacher]
+    if not teaching:  # otherwise, its frozen parameters stay frozen
         teacher.requires_grad_(False)
+    elif not any(parameter.requires_grad for parameter in teacher.parameters()):
+        raise ValueError(f"{teaching[0]} teaches the teacher, but all of its parameters are frozen")
     images = blank_images(splits, device)
     terms = [_terms_of(config, phase, _taker(methods, phase)) for phase in phases]
     net = net.to(device)

@@ -32,7 +32,7 @@ from qkd.report.records import read_record
 from qkd.roles.guide import TAUGHT, load_taught
 from qkd.roles.images import run_images
 from qkd.roles.layers import layer_rows
-from qkd.roles.nets import load_float_twin, load_student, load_teacher
+from qkd.roles.nets import load_float_twin, load_student, load_teacher, why_no_twin
 from qkd.roles.sample import write_run_sample
 from qkd.run.folder import RunFolder
 from qkd.stages.kept import Kept, keep_proven, parity_file
@@ -62,6 +62,8 @@ def run(run: RunFolder, progress: Progress) -> None:
         folder, student = run.folder("export"), load_student(run)
         kept = keep_proven(run, student_files(run.config), progress)
         nets = float_nets(run)
+        if why := why_no_twin(run):
+            progress.warn(f"float.onnx is left out: {why}")
         files = [*kept.files, *_write_models(run, student, nets, splits, kept, progress)]
         files += write_beside(folder, preprocessing_of(run.config, splits))
         files.append(

@@ -51,14 +51,8 @@ class MetaDistil(Method):
         return phase.meta is not None
 
     def prepare(self, lesson: Lesson) -> None:
-        """Build the teacher's optimizer; gradients reach its weights only within a step.
-
-        Raises:
-            ValueError: If all of the teacher's parameters are frozen.
-        """
+        """Build the teacher's optimizer; gradients reach its weights only within a step."""
         learning = [parameter for parameter in lesson.teacher.parameters() if parameter.requires_grad]
-        if not learning:
-            raise ValueError("student.phases: meta teaches the teacher, but all of its parameters are frozen")
         lesson.teacher.requires_grad_(False)
         # its teacher's rate decreases through later phases
         self._taught_from = lesson.start_of(self.takes)

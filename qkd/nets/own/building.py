@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from qkd.foreign.user_code import code_hash, file_of, imports_beside, load_place
 from qkd.image_size import ImageSize, height_width, size_text
@@ -76,6 +77,8 @@ def build_own(net: NetSpelling, *, classes: int, channels: int, image_size: Imag
         _check_logits(net, made, classes, channels, image_size)
         _check_rebuilt(net, made, build, torch.Size((2, channels, *height_width(image_size))))
         _checked.add(key)
+    elif any(map(is_lazy, (*made.parameters(), *made.buffers()))):  # it is shaped by its first images
+        _check_logits(net, made, classes, channels, image_size)
     return made
 
 
@@ -179,6 +182,8 @@ def _is_same(one: nn.Module, other: nn.Module, images: Tensor) -> bool:
 
     def outputs(model: nn.Module) -> list[Tensor]:
         torch.manual_seed(_OTHER_SEED)
+        random.seed(_OTHER_SEED)
+        np.random.seed(_OTHER_SEED)
         found = model(images)
         values = found.values() if isinstance(found, Mapping) else found if isinstance(found, tuple | list) else [found]
         return [value for value in values if isinstance(value, Tensor)]

@@ -11,6 +11,10 @@ import pytest
 
 from qkd.cli import main
 from qkd.files import read_metadata, read_safetensors
+from qkd.nets import build_net, save_weights
+from qkd.pipeline.dryrun import check_distillation
+from qkd.progress import Silent
+from qkd.roles.nets import load_float_twin, why_no_twin
 from qkd.testing import run_tiny, tiny_config, write_npz_set
 
 NET = """
@@ -132,3 +136,70 @@ def test_frozen_parameters_of_a_teacher_stay_frozen_while_it_is_taught(tmp_path:
         read_safetensors(run.path / place / "weights.safetensors") for place in ("teacher", "student/teacher")
     )
     assert (before["0.weight"] == after["0.weight"]).all() and (before["5.weight"] != after["5.weight"]).any()
+
+
+def test_a_teacher_that_is_frozen_as_a_whole_cannot_be_taught(tmp_path: Path) -> None:
+    text = FROZEN.replace("    return nn", "    made = nn").rstrip("\n") + "\n    return made.requires_grad_(False)\n"
+    (tmp_path / "ice.py").write_text(text, encoding="utf-8")
+    taught = {
+        "student.phases": [{"epochs": 1, "teacher_terms": [{"loss": "cross_entropy"}]}],
+        "student.train.epochs": 1,
+    }
+    changes = {"teacher.net": f"{tmp_path}/ice.py:build", "teacher.train": None, "teacher.untrained": True, **taught}
+    config = tiny_config(
+        write_npz_set(tmp_path / "data"), {**changes, "student.net": "lenet5_half", "student.init": "random"}
+    )
+    with pytest.raises(ValueError, match="CoStudy teaches the teacher, but all of its parameters are frozen"):
+        run_tiny(config, tmp_path, "teacher", "search", "distill")
+
+
+LATE = """
+import torch
+from torch import nn
+
+
+class Late(nn.Module):
+    def __init__(self, num_classes, in_channels):
+        super().__init__()
+        self.body, self.steps = nn.Conv2d(in_channels, 4, 3, padding=1), 0
+        self.fc = nn.Linear(4, num_classes)
+
+    def forward(self, x):
+        self.steps += self.training
+        x = self.body(x).relu().mean((2, 3)) * (1 if self.steps < 5 else 9)
+        return self.fc(x)
+"""
+
+
+def test_what_is_stored_is_what_was_trained(tmp_path: Path) -> None:
+    """A counter that matters late passes the check of a new net; the file itself shows it."""
+    (tmp_path / "late.py").write_text(LATE, encoding="utf-8")
+    changes = {"teacher.net": f"{tmp_path}/late.py:Late", "teacher.train.epochs": 4}
+    config = tiny_config(write_npz_set(tmp_path / "data"), changes)
+    with pytest.raises(
+        ValueError, match=r"teacher: loaded from .*, the net computes other logits than the trained one"
+    ):
+        run_tiny(config, tmp_path, "teacher")
+
+
+def test_lazy_modules_are_shaped_in_every_net(tmp_path: Path) -> None:
+    text = FROZEN.replace("    first.weight.requires_grad_(False)\n", "").replace(
+        "nn.Conv2d(in_channels, 4", "nn.LazyConv2d(4"
+    )
+    (tmp_path / "lazy.py").write_text(text, encoding="utf-8")
+    config = tiny_config(write_npz_set(tmp_path / "data"), {"teacher.net": f"{tmp_path}/lazy.py:build"})
+    check_distillation(config, Silent())
+    run_tiny(config, tmp_path, "teacher", "search", "distill")
+
+
+def test_a_student_whose_start_has_changed_has_no_float_twin(tmp_path: Path) -> None:
+    (tmp_path / "mynet.py").write_text(NET, encoding="utf-8")
+    data, start = write_npz_set(tmp_path / "data"), tmp_path / "start.safetensors"
+    save_weights(build_net(f"{tmp_path}/mynet.py:build", classes=4, channels=1, image_size=8), start)
+    changes = {"student.net": f"{tmp_path}/mynet.py:build", "student.weights": str(start)}
+    run = run_tiny(tiny_config(data, changes), tmp_path, "teacher", "search", "distill")
+    assert why_no_twin(run) == "" and load_float_twin(run) is not None
+    save_weights(build_net(f"{tmp_path}/mynet.py:build", classes=4, channels=1, image_size=8), start)
+    assert "has changed since the student started from it" in why_no_twin(run) and load_float_twin(run) is None
+    start.unlink()
+    assert "cannot be read" in why_no_twin(run) and load_float_twin(run) is None

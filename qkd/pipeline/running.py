@@ -116,9 +116,10 @@ def _target_without_proof(run: RunFolder) -> str:
 
     try:
         parity = read_json(run.path / "export" / f"parity.{target.name}.json")
-    except (OSError, ValueError):  # a damaged record is reported by its reader
+    except (OSError, ValueError):
         return ""
-    return target.name if target.name in SESSIONS and parity.get("runtime") is None else ""
+    is_record = isinstance(parity, Mapping)  # a damaged one is reported by its reader
+    return target.name if target.name in SESSIONS and is_record and parity.get("runtime") is None else ""
 
 
 def has_begun(folder: Path, name: str) -> bool:

@@ -89,7 +89,7 @@ def why_no_twin(run: RunFolder) -> str:
         file = weights_file(config.student.weights, config.student_net)
         then = read_json(run.path / "student" / "result.json").get(WEIGHTS_HASH)
         is_other = then not in (None, sha256_of(file))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         return f"student.weights cannot be read ({error})"
     return (
         f"student.weights: {config.student.weights} has changed since the student started from it" if is_other else ""

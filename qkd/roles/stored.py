@@ -61,7 +61,7 @@ def changed_sources(folder: Path, config: RunConfig) -> str:
                 found.append(f"{role}.weights: {weights} has changed since this run started from it")
             if _has_changed(agents[role].schedule, then.get(SCHEDULE_HASH)):
                 found.append(f"{role}.agent.schedule: {agents[role].schedule} has changed since this run trained by it")
-        except (OSError, ValueError):
+        except (OSError, ValueError, AttributeError):
             continue  # a damaged record is reported by its reader
     return f"{'; '.join(found)}; the run keeps the nets that it made (name=... makes others)" if found else ""
 

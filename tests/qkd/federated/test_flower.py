@@ -119,7 +119,8 @@ def test_a_lost_process_ends_the_run_and_a_resumed_one_takes_the_same_rounds(tmp
 try:
     run_flower(flower, Silent(), at_flower)
 except RuntimeError as error:
-    assert "was lost with the order of client 1" in str(error) and "the same command resumes" in str(error), error
+    # that of client 1, or of one whose order went to the dead process before Flower noticed
+    assert "was lost with the order of client" in str(error) and "the same command resumes" in str(error), error
 else:
     raise AssertionError("nothing was said")
 print(json.dumps([row["round"] for row in flower.rows]), file=sys.stderr)

@@ -17,21 +17,17 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stage_runs import environment_of, public, require_runs, spread
+from stage_runs import NOT_RUN, environment_of, noted_failure, public, require_runs, run_with_teacher, spread
 
 from qkd.cli.options.values import output_file
+from qkd.config import RunConfig
 from qkd.config.binding import apply_overrides, bind
 from qkd.files.yaml_text import parse_yaml
-from qkd.pipeline import run_stages
-from qkd.progress import Progress
-from qkd.run.folder import RunFolder
 from qkd.training.assembly import WEIGHTS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -108,35 +104,26 @@ class Comparison:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.folder = args, args.runs_dir
-        self.failed: dict[str, str] = {}
         self.runs = [run for part in args.parts for run in runs_of(part, args.seeds)]
 
     def run(self) -> None:
         """Run everything, and write the table after each run."""
         for run in self.runs:
-            started = time.monotonic()
-            try:
-                self._run(run)
-            except Exception as error:  # whatever a run raises is its outcome
-                self.failed[run.name] = f"{type(error).__name__}: {error}".replace(f"{self.folder.resolve()}/", "")
-            print(f"{run.name}: {self.failed.get(run.name, 'done')} ({time.monotonic() - started:.0f} s)",
-                  file=sys.stderr, flush=True)  # fmt: skip
+            self._run(run)
             self.write()
 
     def _run(self, run: Run) -> None:
-        values, teacher = values_of(run), self._first(run, any_method=True)
+        teacher = self._first(run, any_method=True)
+        source = None if teacher == run else self.folder / teacher.name
+        run_with_teacher(lambda: self._config(run), run.name, self.folder, STAGES, source)
+
+    def _config(self, run: Run) -> RunConfig:
+        values = values_of(run)
         start = self._first(run, any_method=run.part == "filter")
         if start != run:
             values["student"]["weights"] = str((self.folder / start.name / "student" / "float" / WEIGHTS).resolve())
             values["student"].pop("float_train")
-        config = bind(apply_overrides(values, [f"name={run.name}", f"seed={run.seed}", *self.args.overrides]))
-        with (
-            RunFolder.open(config, runs_dir=self.folder) as folder,
-            (self.folder / f"{run.name}.log").open("a") as log,
-        ):
-            if teacher != run and not folder.is_complete("teacher"):
-                folder.adopt("teacher", self.folder / teacher.name)
-            run_stages(folder, STAGES, Progress(log))
+        return bind(apply_overrides(values, [f"name={run.name}", f"seed={run.seed}", *self.args.overrides]))
 
     def _first(self, run: Run, *, any_method: bool) -> Run:
         """Return the first run of the same domain and seed, whose teacher or float student this one uses."""
@@ -149,8 +136,8 @@ class Comparison:
     def row(self, run: Run) -> dict[str, Any]:
         """Return the outcome of a run: accuracies in the unseen domain."""
         row = {"part": run.part, "method": run.method, "unseen": run.unseen, "bits": run.bits, "seed": run.seed}
-        if run.name in self.failed:
-            return {**row, "failed": self.failed[run.name]}
+        if why := noted_failure(self.folder, run.name):
+            return {**row, "failed": why}
         found = {
             name: accuracy
             for name, place in (
@@ -159,7 +146,7 @@ class Comparison:
             )
             if (accuracy := accuracy_in(self.folder / run.name / place)) is not None
         }  # fmt: skip
-        return {**row, **found} if "accuracy" in found else {**row, "failed": "not run to its end"}
+        return {**row, **found} if "accuracy" in found else {**row, "failed": NOT_RUN}
 
     def write(self) -> None:
         """Write the results so far."""

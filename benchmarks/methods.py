@@ -16,8 +16,6 @@ import argparse
 import json
 import multiprocessing
 import statistics
-import sys
-import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -27,11 +25,11 @@ from stage_runs import (
     NOT_RUN,
     accuracy_text,
     environment_of,
-    note_outcome,
     noted_failure,
     points_text,
     public,
     require_runs,
+    run_with_teacher,
     runs_in,
     spread,
     unlike,
@@ -42,9 +40,6 @@ from qkd.config import RunConfig
 from qkd.config.binding import apply_overrides, bind
 from qkd.data import load_splits
 from qkd.files.yaml_text import parse_yaml
-from qkd.pipeline import run_stages
-from qkd.progress import Progress
-from qkd.run.folder import RunFolder
 from qkd.training.assembly import WEIGHTS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -159,18 +154,7 @@ class Comparison:
         self, values: dict[str, Any], name: str, seed: int, stages: tuple[str, ...], teacher: Path | None = None
     ) -> str:
         """Run stages in this process, with another folder's teacher if given; return why they failed, or ''."""
-        started = time.monotonic()
-        try:
-            config = self._config(values, name, seed)
-            with RunFolder.open(config, runs_dir=self.folder) as run, (self.folder / f"{name}.log").open("a") as log:
-                if teacher is not None and not run.is_complete("teacher"):
-                    run.adopt("teacher", teacher)
-                run_stages(run, stages, Progress(log))
-            why = ""
-        except Exception as error:
-            why = f"{type(error).__name__}: {error}".replace(f"{self.folder.resolve()}/", "")
-        print(f"{name}: {why or 'done'} ({time.monotonic() - started:.0f} s)", file=sys.stderr, flush=True)
-        return note_outcome(self.folder, name, why)
+        return run_with_teacher(lambda: self._config(values, name, seed), name, self.folder, stages, teacher)
 
     def row(self, task: Task, failure: str | None) -> dict[str, Any]:
         """Return the outcome of a task."""

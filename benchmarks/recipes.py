@@ -17,8 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,11 +25,11 @@ from stage_runs import (
     NOT_RUN,
     accuracy_text,
     environment_of,
-    note_outcome,
     noted_failure,
     points_text,
     public,
     require_runs,
+    run_with_teacher,
     runs_in,
     spread,
     unlike,
@@ -40,9 +38,6 @@ from stage_runs import (
 from qkd.cli.options.values import output_file
 from qkd.config import RunConfig
 from qkd.config.binding import apply_overrides, bind
-from qkd.pipeline import run_stages
-from qkd.progress import Progress
-from qkd.run.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 BASELINE = "baseline"
@@ -139,18 +134,9 @@ class Ablation:
     def _run(
         self, values: Mapping[str, Any], name: str, seed: int, stages: tuple[str, ...], teacher: str | None = None
     ) -> str:
-        started, folder = time.monotonic(), self.args.runs_dir
-        try:
-            config = self._config(values, name, seed)
-            with RunFolder.open(config, runs_dir=folder) as run, (folder / f"{name}.log").open("a") as log:
-                if teacher is not None and not run.is_complete("teacher"):
-                    run.adopt("teacher", folder / teacher)
-                run_stages(run, stages, Progress(log))
-            why = ""
-        except Exception as error:  # the row keeps its message, and the others still run
-            why = f"{type(error).__name__}: {error}".replace(f"{folder.resolve()}/", "")
-        print(f"{name}: {why or 'done'} ({time.monotonic() - started:.0f} s)", file=sys.stderr, flush=True)
-        return note_outcome(folder, name, why)
+        folder = self.args.runs_dir
+        source = None if teacher is None else folder / teacher
+        return run_with_teacher(lambda: self._config(values, name, seed), name, folder, stages, source)
 
     def result(self, task: Task, failure: str | None) -> dict[str, Any]:
         """Return the outcome of a task."""

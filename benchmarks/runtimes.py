@@ -30,7 +30,7 @@ from export.devices.onboard.runner import machine
 from export.lowbit import PROVIDER
 from export.lowbit.sessions import low_bit_for, made_known
 from export.runtime import open_session
-from export.targets.sessions import is_installed, open_in
+from export.targets.sessions import open_in, unusable
 from qkd.cli.options.values import output_file, positive
 from quantizers import QuantSpec, Student, calibrate, prepare
 
@@ -160,9 +160,10 @@ def main() -> int:
         "--json", type=output_file(".json"), metavar="FILE", help="write the rows, settings and machine, too"
     )
     args = parser.parse_args()
-    runtimes = tuple(name for name in RUNTIMES if is_installed(name))
-    for name in set(RUNTIMES) - set(runtimes):
-        print(f"{name} is not installed; skipping it", file=sys.stderr)
+    missing = {name: why for name in RUNTIMES if (why := unusable(name))}
+    runtimes = tuple(name for name in RUNTIMES if name not in missing)
+    for name, why in missing.items():
+        print(f"skipping {name}: {why}", file=sys.stderr)
     said = {key: getattr(args, key) for key in ("nets", "bits", "rounds", "threads", "compilers", "clock")}
     content: dict[str, Any] = {"settings": said, "machine": machine(), "load": {}, "nets": {}}
     for entry in args.nets:

@@ -57,6 +57,35 @@ def run_command(arguments: Sequence[str], name: str, folder: Path) -> str:
     return f"{stage}: {lines[-1]}".replace(f"{folder.resolve()}/", "").replace(f"{folder}/", "")
 
 
+def run_with_teacher(
+    wanted: Callable[[], RunConfig], name: str, folder: Path, stages: Sequence[str], teacher: Path | None = None
+) -> str:
+    """Run stages in this process; return why they failed, or an empty string. The outcome is noted beside the run.
+
+    Args:
+        wanted: Returns the run's config; what it raises is an outcome, too.
+        name: Name of the run folder in ``folder``; progress is appended to ``NAME.log`` next to it.
+        folder: Folder of the run folders.
+        stages: Which stages to run, in order.
+        teacher: Run folder whose teacher is copied; None if the run trains its own.
+    """
+    from qkd.pipeline import run_stages as in_process
+    from qkd.progress import Progress
+    from qkd.run.folder import RunFolder
+
+    started = time.monotonic()
+    try:
+        with RunFolder.open(wanted(), runs_dir=folder) as run, (folder / f"{name}.log").open("a") as log:
+            if teacher is not None and not run.is_complete("teacher"):
+                run.adopt("teacher", teacher)
+            in_process(run, stages, Progress(log))
+        why = ""
+    except Exception as error:  # the row keeps its message, and the others still run
+        why = f"{type(error).__name__}: {error}".replace(f"{folder.resolve()}/", "")
+    print(f"{name}: {why or 'done'} ({time.monotonic() - started:.0f} s)", file=sys.stderr, flush=True)
+    return note_outcome(folder, name, why)
+
+
 def spread(values: Sequence[float]) -> dict[str, float | int]:
     """Return count, mean, sample standard deviation, minimum and maximum; only the count if there are no values."""
     if not values:

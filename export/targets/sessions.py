@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from importlib import metadata
@@ -165,9 +166,6 @@ SESSIONS: dict[str, Callable[[bytes, int], Session]] = {
     "openvino": OpenVinoSession,
     "tvm": TvmSession,
 }
-MODULES = {
-    "iree": ("iree.compiler", "iree.runtime"), "opencv": ("cv2",), "openvino": ("openvino",), "tvm": ("tvm",),
-}  # fmt: skip
 
 
 def open_in(runtime: str, content: bytes, threads: int = 1) -> Session:
@@ -200,19 +198,12 @@ def require_known(runtime: str) -> None:
         raise ValueError(f"runtime must be one of {', '.join(SESSIONS)}, got {runtime!r}")
 
 
-def is_installed(runtime: str) -> bool:
-    """Return whether all packages of a runtime are installed here; importing them may still fail."""
-    return runtime in MODULES and all(map(_is_there, MODULES[runtime]))
-
-
 def unusable(runtime: str) -> str:
     """Return why no file can be opened in a runtime here: it is missing, too old or damaged; empty if it can.
 
     Args:
         runtime: A key of :data:`SESSIONS`. It is imported.
     """
-    if not is_installed(runtime):
-        return f"{runtime} is not installed here"
     try:
         _IMPORTS[runtime]()
     except ImportError as error:
@@ -229,11 +220,11 @@ def _is_there(module: str) -> bool:
 
 
 def _required(module: str, package: str) -> ModuleType:
+    if sys.modules.get(module) is None and not _is_there(module):
+        raise ImportError(f"this needs {module}, which is missing: pip install '{package}'")
     try:
         return importlib.import_module(module)
     except Exception as error:  # damaged packages raise all kinds of errors
-        if not _is_there(module):
-            raise ImportError(f"this needs {module}, which is missing: pip install '{package}'") from error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImportError(
             f"{module} is installed, but cannot be imported ({reason}); reinstall it: pip install '{package}'"

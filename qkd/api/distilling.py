@@ -148,9 +148,8 @@ def _require_apart(student: nn.Module, teacher: nn.Module) -> None:
     if student is teacher:
         raise ValueError("student and teacher are one object: give copy.deepcopy(teacher), or a student of `prepare`")
     ours = {_memory_of(one) for one in (*student.parameters(), *student.buffers()) if one.numel()}
-    learning = (
-        (name, one) for name, one in teacher.named_parameters() if one.requires_grad
-    )  # a frozen head may be shared
+    # a frozen head may be shared
+    learning = [(name, one) for name, one in teacher.named_parameters() if one.requires_grad]
     theirs = [(name, one) for name, one in (*learning, *teacher.named_buffers()) if one.numel()]
     if shared := [name for name, one in theirs if _memory_of(one) in ours]:
         more = f" and {len(shared) - 1} more" if len(shared) > 1 else ""
@@ -267,12 +266,12 @@ def _is_pair(loaders: Any) -> bool:
 
 
 def _length(batches: Any) -> int:
-    if not hasattr(batches, "__len__"):
+    count = _length_of(batches)
+    if count is None:
         raise TypeError(
             f"training batches must have a length, for the schedule of the learning rate, got a "
             f"{type(batches).__name__}; give a DataLoader or a list"
         )
-    count = len(batches)
     if count == 0:
         raise ValueError("there are no training batches")
     return count

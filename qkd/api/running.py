@@ -19,8 +19,7 @@ from qkd.data import Splits
 from qkd.failures import ConfigError, UsageError
 from qkd.nets.own.copies import resolved_nets
 from qkd.pipeline import run_stages
-from qkd.pipeline.dryrun import check_distillation
-from qkd.pipeline.running import NEEDS, has_begun, refuse_clients
+from qkd.pipeline.running import NEEDS, look_ahead, refuse_clients
 from qkd.pipeline.siblings import beside
 from qkd.progress import Progress
 from qkd.report import RunSummary, summarize
@@ -130,15 +129,7 @@ def run(
     made = bound(config, overrides)
     refuse_clients(made)
     made = beside(made, folder, progress)
-    can_be_tried = "distill" in names and not has_begun(folder / made.name, "distill")
-    try:
-        bound(config, overrides, with_files=True)
-    except ConfigError:  # a run that exists may not need the file anymore
-        if not (folder / made.name).exists():
-            raise
-        can_be_tried = False
-    if can_be_tried:
-        check_distillation(made, progress)
+    look_ahead(made, folder / made.name, names, lambda: bound(config, overrides, with_files=True), progress)
     with RunFolder.open(made, folder) as opened, logged(progress, opened.path, f"qkd.run: {', '.join(names)}"):
         run_stages(opened, names, progress)
         return Run(opened.path)

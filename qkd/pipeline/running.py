@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from qkd.config import RunConfig
 from qkd.engines.engine import current
-from qkd.failures import UsageError
+from qkd.failures import ConfigError, UsageError
 from qkd.files import read_json
 from qkd.progress import Progress
 from qkd.roles.stored import changed_sources, described_otherwise
@@ -40,6 +40,34 @@ def refuse_clients(config: RunConfig) -> None:
     """
     if config.federated is not None:
         raise UsageError(f"{config.name}: the config has a section `federated`: use `qkd federate`")
+
+
+def look_ahead(
+    config: RunConfig, folder: Path, names: Sequence[str], check_files: Callable[[], object], progress: Progress
+) -> None:
+    """Find faults that would otherwise show late: missing files, and phases that cannot be trained.
+
+    Args:
+        config: The experiment.
+        folder: Its run folder, which need not exist.
+        names: The stages that are to run.
+        check_files: Raises a ``ConfigError`` if the config names a file that does not exist.
+        progress: Where to say that training is tried.
+
+    Raises:
+        ConfigError: If a new run's files are missing.
+        ValueError: And others of :func:`qkd.pipeline.dryrun.check_distillation`.
+    """
+    try:
+        check_files()
+    except ConfigError:  # a run that exists may not need the file anymore
+        if folder.exists():
+            return
+        raise
+    if "distill" in names and not has_begun(folder, "distill"):
+        from qkd.pipeline.dryrun import check_distillation  # imports torchvision, Brevitas and ONNX
+
+        check_distillation(config, progress)
 
 
 def run_stages(

@@ -327,7 +327,7 @@ def _check(where: str, value: object, shape: Any) -> None:
         ) from error
 
 
-def test_set(path: Path) -> Mapping[str, Any]:
+def recorded_test_set(path: Path) -> Mapping[str, Any]:
     """Return what a run recorded of its classes and test images; empty if it recorded nothing.
 
     Args:

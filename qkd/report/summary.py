@@ -22,7 +22,7 @@ from qkd.report.caveats import (
     wilson,
 )
 from qkd.report.findings.verdict import verdict
-from qkd.report.records import measured_others, read_record, test_set
+from qkd.report.records import measured_others, read_record, recorded_test_set
 from qkd.report.table import align
 from qkd.run.folder import why_outdated
 from qkd.units import megabytes, milliseconds, percent
@@ -225,7 +225,7 @@ def summarize(path: Path) -> RunSummary:
         flavors=_flavors(path, export),
         devices=devices,
         test_images=count,
-        test_set=test_set(path),
+        test_set=recorded_test_set(path),
         batch_statistics=results["student"].get("batch_statistics"),
         caveats=(*_caveats(results, count, export, parity, devices, taught), *left_out_caveats(outdated, path)),
         report=str(report) if report.is_file() else None,

@@ -81,7 +81,7 @@ class FloatRole:
             save=lambda: self._save(net, beside),
             score=lambda fitted: [self._score(net, fitted, started)],
             partners=() if beside is None else beside.partners,
-            marks={} if source is None else {f"weights {self.weights}": sha256_of(source)},
+            marks={f"weights {self.weights}": digest for digest in started.values()},
             settings=dict(leaves(agent, "agent")),
             inputs=self.inputs,
             vary=lambda member: self._vary(net, member),

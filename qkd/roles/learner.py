@@ -349,18 +349,11 @@ class StudentRole:
             **found,
         )
         if fitted is not None and fitted.rows:
-            row = fitted.rows[(fitted.kept_epoch or 0) - 1]
             if fitted.kept_epoch is not None and fitted.kept_epoch < fitted.epochs:
                 self.context.progress.say(f"{self.name}: keeps the weights of epoch {fitted.kept_epoch} (keep: best)")
-            then = row.get("val_accuracy")
-            if (
-                isinstance(student, Student)
-                and None not in (then, outcome.val_accuracy)
-                and then != outcome.val_accuracy
-            ):
-                self.context.progress.say(
-                    f"{self.name}: validation {percent(outcome.val_accuracy)} as saved, with its scales settled"
-                )
+            then, now = fitted.rows[(fitted.kept_epoch or 0) - 1].get("val_accuracy"), outcome.val_accuracy
+            if isinstance(student, Student) and None not in (then, now) and then != now:
+                self.context.progress.say(f"{self.name}: validation {percent(now)} as saved, with its scales settled")
         return [*files, write_outcome(run.path / self.folder, outcome)]
 
     def details(self) -> Mapping[str, Any]:

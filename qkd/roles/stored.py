@@ -52,8 +52,7 @@ def changed_sources(folder: Path, config: RunConfig) -> str:
         folder: The run folder.
         config: Its config.
     """
-    agents = {"teacher": config.teacher.agent, "student": config.student_agent}
-    found = []
+    agents, found = _agents(config), []
     for role, weights in {"teacher": config.teacher.weights, "student": config.student.weights}.items():
         try:
             then = read_json(folder / role / "result.json")
@@ -73,13 +72,17 @@ def described_otherwise(folder: Path, config: RunConfig) -> str:
         folder: The run folder, whose search stage is complete.
         config: Its config.
     """
-    agents = {"teacher": config.teacher.agent, "student": config.student_agent}
+    agents = _agents(config)
     try:
         then = read_json(folder / "search" / "result.json")
         changed = [role for role in agents if _has_changed(agents[role].schedule, then[role].get(SCHEDULE_HASH))]
     except (OSError, ValueError, KeyError, AttributeError):
         return ""  # a damaged record is reported by its reader
     return "; ".join(f"{role}.agent.schedule: {agents[role].schedule} has changed" for role in changed)
+
+
+def _agents(config: RunConfig) -> dict[str, AgentConfig]:
+    return {"teacher": config.teacher.agent, "student": config.student_agent}
 
 
 def _has_changed(path: Path | None, then: object) -> bool:

@@ -13,6 +13,7 @@ from qkd.agents import Schedule, load_schedule, read_schedule_file
 from qkd.agents.policies.policy import LEVELS
 from qkd.agents.policies.spaces import BINS
 from qkd.config import AgentConfig, RunConfig
+from qkd.config.training import TrainConfig
 from qkd.files import write_text
 from qkd.methods.data_free.making.pictures import made_histogram, made_pictures
 from qkd.predicting.predictions import GALLERY, PREDICTIONS
@@ -21,7 +22,7 @@ from qkd.report import RunRecord, SearchRecord, read_json, render_page, render_t
 from qkd.report.findings.gallery import read_gallery
 from qkd.report.records import read_metrics
 from qkd.report.stacks import schedule_picture
-from qkd.roles.agents import named_agent
+from qkd.roles.agents import Role, named_agent
 from qkd.run.folder import RunFolder
 from qkd.units import times_as_many
 
@@ -57,14 +58,15 @@ def gather(run: RunFolder) -> RunRecord:
     files = {role: run.path / folder / "metrics.jsonl" for role, folder in METRICS.items()}
     settings = read_json(run.path / "search" / "result.json")
     predictions = read_json(run.path / "export" / PREDICTIONS)
+    schedules = _schedules(run.path / "search", run.config)
     words = {role: settings.get(role) for role in ("teacher", "student")}
     metrics = {role: read_metrics(file) for role, file in files.items() if file.is_file()}
     return RunRecord(
         metrics={role: lines for role, lines in metrics.items() if lines or role != "generator"},
         pictures=made_pictures(run.path),
         histogram=made_histogram(run.path),
-        schedules=_drawings(run.path / "search", run.config),
-        stacks=_stacks(run.path / "search", run.config),
+        schedules=_drawings(schedules, run.config),
+        stacks=_stacks(schedules),
         agents={role: str(value.get("agent", "")) for role, value in words.items() if isinstance(value, Mapping)},
         searches={role: record for role in run.config.searched_roles if (record := read_search(run.path, role))},
         config=(run.path / "config.yaml").read_text(encoding="utf-8"),
@@ -147,15 +149,18 @@ def strengths(schedule: Schedule) -> dict[str, list[float]]:
     return dict(sorted(rows.items()))
 
 
-def _stacks(folder: Path, config: RunConfig) -> dict[str, Markup]:
-    """Return the pictures of the schedules that hold an operation, over the epochs of the training: role -> SVG."""
-    trained = {"teacher": config.teacher.train, "student": config.student.train}
-    found = {role: folder / f"{role}.schedule.yaml" for role in trained}
-    schedules = {
-        role: load_schedule(file) if (train := trained[role]) is None else load_schedule(file).stretched(train.epochs)
-        for role, file in found.items()
-        if file.is_file()
-    }
+def _schedules(folder: Path, config: RunConfig) -> dict[str, Schedule]:
+    """Return the schedules of the search stage, stretched to the trainings that follow them."""
+    found = {}
+    for role, train in (("teacher", config.teacher.train), ("student", config.student.train)):
+        if (file := folder / f"{role}.schedule.yaml").is_file():
+            schedule = load_schedule(file)
+            found[role] = schedule if train is None else schedule.stretched(train.epochs)
+    return found
+
+
+def _stacks(schedules: Mapping[str, Schedule]) -> dict[str, Markup]:
+    """Return the pictures of the schedules that hold an operation: role -> SVG."""
     return {
         role: schedule_picture(f"{role}'s schedule", schedule).inline()
         for role, schedule in schedules.items()
@@ -163,14 +168,10 @@ def _stacks(folder: Path, config: RunConfig) -> dict[str, Markup]:
     }
 
 
-def _drawings(folder: Path, config: RunConfig) -> dict[str, dict[str, list[float]]]:
-    drawings = {}
-    for role, agent, train in (
-        ("teacher", named_agent(config, "teacher"), config.teacher.train),
-        ("student", named_agent(config, "student"), config.student.train),
-    ):
-        file = folder / f"{role}.schedule.yaml"
-        if train is not None:  # a schedule is stretched to the training
-            schedule = load_schedule(file).stretched(train.epochs) if file.is_file() else None
-            drawings[role] = draw_agent(agent, train.epochs, schedule)
-    return drawings
+def _drawings(schedules: Mapping[str, Schedule], config: RunConfig) -> dict[str, dict[str, list[float]]]:
+    trained: dict[Role, TrainConfig | None] = {"teacher": config.teacher.train, "student": config.student.train}
+    return {
+        role: draw_agent(named_agent(config, role), train.epochs, schedules.get(role))
+        for role, train in trained.items()
+        if train is not None
+    }

@@ -1,4 +1,4 @@
-"""The training step of a single net: cross-entropy with the labels."""
+"""The training step of a single net (cross-entropy with the labels), and the check that its outputs are logits."""
 
 from __future__ import annotations
 
@@ -31,9 +31,8 @@ class LogitsGuard:
         if self._has_looked or outputs.dim() != 2 or outputs.shape[1] < 2:
             return
         values = outputs.detach().double()
-        if bool(
-            (values == values[:1]).all()
-        ):  # a head of zeros, whose bias may be the logarithm of the classes' shares
+        is_constant = bool((values == values[:1]).all())
+        if is_constant:  # a head of zeros, whose bias may be the logarithm of the classes' shares
             return
         self._has_looked = True
         is_softmax = bool((values >= 0).all()) and bool(((values.sum(1) - 1).abs() < _SUM_ROUNDING).all())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from collections.abc import Iterator
@@ -68,3 +69,11 @@ def test_the_page_and_the_configs_quote_what_was_measured(domains: ModuleType) -
         ]  # fmt: skip
         mean, deviation, _ = re.findall(r"[\d.]+", domains.shown(found))
         assert f"W2A2 student {mean} ± {deviation} %" in expected
+
+
+def test_a_collected_table_keeps_the_messages_of_failed_runs(domains: ModuleType, tmp_path: Path) -> None:
+    args = argparse.Namespace(parts=["filter"], seeds=[0], runs_dir=tmp_path, overrides=["data.batch_size=none"])
+    first = domains.Comparison(args).runs[0]
+    domains.Comparison(args)._run(first)
+    assert "batch_size" in domains.Comparison(args).row(first)["failed"]
+    assert domains.Comparison(args).row(domains.Comparison(args).runs[1])["failed"] == "not run to its end"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,11 @@ def result(accuracy: float, chance: float = 0.1, **more: Any) -> dict[str, Any]:
     return {"test_accuracy": accuracy, "chance_accuracy": chance, **more}
 
 
+def write_to(folder: Path, name: str, value: Any) -> None:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(json.dumps(value))
+
+
 def test_a_teacher_at_chance_level_is_said() -> None:
     found = list(accuracy_caveats({"teacher": result(0.104, epochs=1), "student": result(0.4)}, 10_000))
     assert found == [
@@ -45,10 +51,7 @@ def test_a_teacher_at_chance_level_is_said() -> None:
 def test_what_the_student_learned_from_is_judged(tmp_path: Path) -> None:
     """A teacher that was taught along is not at chance anymore; and one member does not speak for an ensemble."""
 
-    def write(name: str, value: Any) -> None:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(json.dumps(value))
-
+    write = partial(write_to, tmp_path)
     common = {"net": "x", "test_images": 10_000, "epochs": 0}
     write("teacher/result.json", {**common, **result(0.1)})
     write("student/result.json", {**common, **result(0.9), "weight_bits": 2, "act_bits": 2})
@@ -107,10 +110,7 @@ def test_parity_that_failed_or_proves_little_is_said() -> None:
 
 
 def test_every_report_says_it(tmp_path: Path) -> None:
-    def write(name: str, value: Any) -> None:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(json.dumps(value))
-
+    write = partial(write_to, tmp_path)
     common = {"net": "<i>", "test_images": 200, "epochs": 3}
     write("teacher/result.json", {**common, **result(0.1)})
     write("student/result.json", {**common, **result(0.12), "weight_bits": 2, "act_bits": 2})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from qkd.cli.options.command import (
@@ -18,7 +17,7 @@ from qkd.cli.options.command import (
 )
 from qkd.cli.options.devices import add_devices, on_devices
 from qkd.engines.membership import is_first
-from qkd.failures import DONE, ConfigError
+from qkd.failures import DONE
 from qkd.run.target import require_place
 
 if TYPE_CHECKING:
@@ -67,22 +66,10 @@ def _run(args: argparse.Namespace, config: RunConfig) -> int:
 
         load(args, with_files=True)
         return print_result(args, dry_run(config, new_progress())) if is_first() else DONE
-    current().first(lambda: _look_ahead(args, config, stages))
-    return run_stages_of(config, stages, args)
+    from qkd.pipeline.running import look_ahead
 
-
-def _look_ahead(args: argparse.Namespace, config: RunConfig, stages: Sequence[str]) -> None:
-    """Find faults that would otherwise show late: missing files, and phases that cannot be trained."""
-    folder = args.runs_dir / config.name
-    try:
+    def check_files() -> None:
         load(args, with_files=True)
-    except ConfigError:  # a run that exists may not need the file anymore
-        if folder.exists():
-            return
-        raise
-    from qkd.pipeline.running import has_begun
 
-    if "distill" in stages and not has_begun(folder, "distill"):
-        from qkd.pipeline.dryrun import check_distillation
-
-        check_distillation(config, new_progress())
+    current().first(lambda: look_ahead(config, args.runs_dir / config.name, stages, check_files, new_progress()))
+    return run_stages_of(config, stages, args)

@@ -73,7 +73,10 @@ def read_headers(paths: Iterable[Path]) -> list[Header]:
         try:
             headers.append(read_header(path))
         except DataError as error:
-            (bad if len(bad) < _EXPLAINED else others).append(str(error) if len(bad) < _EXPLAINED else ascii(str(path)))
+            if len(bad) < _EXPLAINED:
+                bad.append(str(error))
+            else:
+                others.append(ascii(str(path)))
     if others:
         more = f", and {len(others) - _NAMED:,} more" if len(others) > _NAMED else ""
         bad.append(f"{counted(len(others), 'more file')} cannot be read: {', '.join(others[:_NAMED])}{more}")

@@ -113,10 +113,7 @@ class Strategy:
             why = self.fault(reply) or (self._unlike(reply.tensors, self.wanted()) if server_round else "")
             if not why:
                 try:
-                    nets[reply.client] = (
-                        self.upload.decode(reply.tensors) if server_round
-                        else self.upload.decode_calibrated(reply.tensors, self._calibrated)
-                    )  # fmt: skip
+                    nets[reply.client] = self._decoded(server_round, reply.tensors)
                 except (KeyError, ValueError) as error:
                     why = f"{OF_ANOTHER}: {error}"
                 else:
@@ -134,6 +131,11 @@ class Strategy:
         if server_round:
             metrics |= self.learn(server_round, kept, states)
         return Aggregate(average_states(states, images), shares, dropped, metrics)
+
+    def _decoded(self, server_round: int, tensors: State) -> State:
+        if server_round:
+            return self.upload.decode(tensors)
+        return self.upload.decode_calibrated(tensors, self._calibrated)
 
     def configure_evaluate(self, server_round: int, model: State) -> list[Order]:
         """Return the orders to score the global net, for clients of the round that have validation images."""

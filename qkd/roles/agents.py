@@ -5,12 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+from qkd.agents import read_schedule_file
 from qkd.config import AgentConfig, RunConfig
 from qkd.config.training import SAVING
+from qkd.files import sha256_of
+from qkd.nets.imagenet import weights_file
 from qkd.nets.own.copies import change_nets, portable_net
 from qkd.run.folder import RunFolder
 from qkd.run.identity import leaves
 
+WEIGHTS = "weights_sha256"  # key of a found schedule's provenance: of the user's file that members started from
 UNLEARNED = {"weights", "run", "schedule", *SAVING}
 Role = Literal["teacher", "student"]
 
@@ -35,6 +39,31 @@ def role_agent(run: RunFolder, role: Role) -> AgentConfig:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: run the stage that searches it first (qkd search)")
     return agent.model_copy(update={"policy": "file", "schedule": path})
+
+
+def agent_to_train_with(run: RunFolder, role: Role) -> AgentConfig:
+    """Return :func:`role_agent`, after a check that a search found it for the weights that the role now starts from.
+
+    Raises:
+        FileNotFoundError: If the search has not written its schedule yet.
+        ValueError: If the user's file of weights has changed since the search, or the schedule is damaged.
+    """
+    agent, origin = role_agent(run, role), searcher(run.config, role)
+    if agent_inputs(run, role) and origin == role:
+        then = read_schedule_file(schedule_file(run.path, role)).provenance.get(WEIGHTS)
+        if then not in (None, start_mark(run.config, role)):
+            given = run.config.teacher.weights if role == "teacher" else run.config.student.weights
+            raise ValueError(
+                f"{role}.weights: {given} has changed since the search of this run's {role} agent started from it; "
+                f"restore it, or search again in another run (name=...)"
+            )
+    return agent
+
+
+def start_mark(config: RunConfig, role: Role) -> str | None:
+    """Return the SHA-256 of the file of weights that a config gives a role to start from; None if it gives none."""
+    own, net = (config.teacher, config.teacher_net) if role == "teacher" else (config.student, config.student_net)
+    return None if own.weights is None else sha256_of(weights_file(own.weights, net))
 
 
 def named_agent(config: RunConfig, role: Role) -> AgentConfig:

@@ -19,7 +19,7 @@ from qkd.methods.method import Synthesis
 from qkd.methods.table import method_mark, methods_of, reads_images
 from qkd.nets import load_weights
 from qkd.nets.imagenet import weights_file
-from qkd.roles.agents import named_agent, role_agent, training_settings, unsearched_agent
+from qkd.roles.agents import agent_to_train_with, named_agent, role_agent, training_settings, unsearched_agent
 from qkd.roles.float_training import FloatRole
 from qkd.roles.guide import TAUGHT, guide_of, load_guide
 from qkd.roles.nets import fresh_net, net_facts, prepare_student, save_net, sizes_of
@@ -113,7 +113,7 @@ class StudentRole:
 
     def agent(self) -> AgentConfig:
         """Return its agent, as found."""
-        return role_agent(self.context.run, "student")
+        return agent_to_train_with(self.context.run, "student")
 
     # its start
 

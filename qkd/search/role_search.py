@@ -18,10 +18,9 @@ from qkd.data import Splits
 from qkd.engines.engine import current
 from qkd.files import sha256_of
 from qkd.moved import json_in_first_spelling, train_in_first_spelling
-from qkd.nets.imagenet import weights_file
 from qkd.nets.own.copies import change_nets, portable_net
 from qkd.progress import Progress, Silent
-from qkd.roles.agents import Role, agent_inputs, named_agent, unsearched_agent
+from qkd.roles.agents import WEIGHTS, Role, agent_inputs, named_agent, start_mark, unsearched_agent
 from qkd.roles.images import run_images, stored_images
 from qkd.roles.learner import StudentRole, stretched_phases, stretched_train, student_images
 from qkd.roles.stored import stored_config
@@ -80,11 +79,12 @@ def _search(run: RunFolder, role: Role, files: list[Path], progress: Progress) -
     device = choose_device(run.config.device)
     splits = _images(run.config, role, run_images(run, progress)).to(device)
     inputs = _inputs(run, role, splits, device, progress)
+    start = start_mark(run.config, role)  # now: the file may change meanwhile
     journal = open_journal(run, role, splits, inputs)
     found = search_splits(splits, run.config.search, seed=run.config.seed)
     _engine(run, role, journal, found, device, progress)
     report = cost_report(journal, len(found.val))
-    write_search(journal, folder, _provenance(run, role, journal, found), report)
+    write_search(journal, folder, _provenance(run, role, journal, found, start), report)
     progress.say(report.to_text())
     journal.discard_states()  # before the manifest: nothing would do it afterward; only the journal is needed
     run.complete(stage, files, inputs)
@@ -131,14 +131,14 @@ def _mixing(config: RunConfig, role: Role) -> dict[str, str]:
 
 def config_mark(config: RunConfig, role: Role) -> str:
     """Return the SHA-256 of all settings that a role's search depends on."""
-    own, net = (config.teacher, config.teacher_net) if role == "teacher" else (config.student, config.student_net)
+    own = config.teacher if role == "teacher" else config.student
     values: dict[str, Any] = {
         "data": _as_marked(config.data, {"root", "download", "workers", "path"}),
         "search": config.search.model_dump(mode="json", exclude=set(_WHERE)),
         role: _as_marked(own, {"run"}),  # where a teacher comes from; searched ones come from this run
     }
-    if own.weights is not None:
-        values["weights"] = sha256_of(weights_file(own.weights, net))
+    if (start := start_mark(config, role)) is not None:
+        values["weights"] = start
     if role == "student" and config.student.view == "own":
         values["view"] = agent_mark(config.teacher.agent) or config.teacher.agent.model_dump(mode="json")
     text = json_in_first_spelling(json.dumps(change_nets(values, portable_net), sort_keys=True))
@@ -235,12 +235,13 @@ def _engine(
         run_local(journal, build_trial(run, role, splits, device, progress), board)
 
 
-def _provenance(run: RunFolder, role: Role, journal: Journal, splits: Splits) -> dict[str, Any]:
+def _provenance(run: RunFolder, role: Role, journal: Journal, splits: Splits, start: str | None) -> dict[str, Any]:
     settings = run.config.search.model_dump(mode="json", exclude=set(_WHERE))
     return {
         "seed": run.config.seed,
         "net": portable_net(run.config.teacher_net if role == "teacher" else run.config.student_net),
         "reward": REWARDS[role],
         "made_from": dict(journal.fingerprint),
+        **({} if start is None else {WEIGHTS: start}),
         "settings": {**settings, "train_images": len(splits.train), "val_images": len(splits.val)},
     }

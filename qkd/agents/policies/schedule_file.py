@@ -25,8 +25,21 @@ from qkd.files.yaml_text import read_yaml
 FORMAT = "qkd-schedule"
 VERSION = 1
 ROLES = ("teacher", "student")
-_KEYS = ("format", "version", "role", "provenance", "segments")
+_KEYS = ("format", "version", "role", "provenance", "epochs", "segments")
 _HEADER = "# Augmentation schedule: each op is [name, probability 0..1, magnitude 0..9].\n"
+
+
+class _Flow(list[Any]):
+    """A list that is written in brackets, so that a file that is cut off within it is not valid YAML."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper, with :class:`_Flow`."""
+
+
+_Dumper.add_representer(
+    _Flow, lambda dumper, rows: dumper.represent_sequence("tag:yaml.org,2002:seq", rows, flow_style=True)
+)
 
 
 class ScheduleError(ValueError):
@@ -131,12 +144,13 @@ def save_schedule(
         data["role"] = role
     if provenance:
         data["provenance"] = dict(provenance)
+    data["epochs"] = schedule.epochs  # so that a file that is cut off after a segment is not a shorter schedule
     data["segments"] = [
-        {"epochs": one.epochs, "ops": [[op.name, float(op.probability), op.magnitude] for op in one.policy.ops]}
+        {"epochs": one.epochs, "ops": _Flow([op.name, float(op.probability), op.magnitude] for op in one.policy.ops)}
         for one in schedule.segments
     ]
     try:
-        text = yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
+        text = yaml.dump(data, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
     except yaml.YAMLError as error:
         raise ValueError(f"provenance must hold plain values only: {error}") from error
     write_text(Path(path), _HEADER + text)
@@ -156,6 +170,13 @@ def _content(data: dict[str, Any], faults: list[str]) -> ScheduleFile | None:
         return None
     segments = [_segment(row, f"segments[{index}]", faults) for index, row in enumerate(rows)]
     complete = [segment for segment in segments if segment is not None]
+    total = sum(segment.epochs for segment in complete)
+    stated = data.get("epochs")
+    if not faults and stated is not None and (isinstance(stated, bool) or stated != total):
+        faults.append(
+            f"epochs: {stated!r}, but the segments add up to {total}: the file was cut off, or only one of the two "
+            f"was edited"
+        )
     return None if faults else ScheduleFile(Schedule(tuple(complete)), role, provenance)
 
 

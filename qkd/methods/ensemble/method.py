@@ -13,7 +13,7 @@ from qkd.config import RunConfig
 from qkd.methods.ensemble.average import EnsembleTeacher
 from qkd.methods.method import Guide, Method
 from qkd.report.records import read_record
-from qkd.roles.agents import agent_inputs, role_agent
+from qkd.roles.agents import agent_inputs, agent_to_train_with
 from qkd.roles.float_training import FloatRole
 from qkd.roles.nets import load_float
 from qkd.run.folder import RunFolder
@@ -38,7 +38,8 @@ class Ensemble(Method):
             yield FloatRole(
                 context, f"teacher_member_{number}", f"teacher/member_{number}", "teacher", self.config.teacher_net,
                 teacher.train,
-                lambda: role_agent(run, "teacher"), ("teacher", number), inputs=tuple(agent_inputs(run, "teacher")),
+                lambda: agent_to_train_with(run, "teacher"), ("teacher", number),
+                inputs=tuple(agent_inputs(run, "teacher")),
             )  # fmt: skip
 
     def guide(self, run: RunFolder, below: Guide) -> Guide:

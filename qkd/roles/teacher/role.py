@@ -9,7 +9,7 @@ from torch import nn
 
 from qkd.methods.method import Beside
 from qkd.methods.table import methods_of
-from qkd.roles.agents import agent_inputs, role_agent
+from qkd.roles.agents import agent_inputs, agent_to_train_with
 from qkd.roles.float_training import FloatRole
 from qkd.roles.stored import schedule_mark
 from qkd.training.assembly import Context, Role
@@ -36,7 +36,7 @@ def teacher_role(context: Context, *, alone: bool = False) -> FloatRole:
 
     return FloatRole(
         context, "teacher", "teacher", "teacher", context.config.teacher_net, own.train,
-        lambda: role_agent(run, "teacher"), ("teacher",),
+        lambda: agent_to_train_with(run, "teacher"), ("teacher",),
         weights=own.weights, head=own.head, inputs=tuple(agent_inputs(run, "teacher")), beside=beside, details=details,
     )  # fmt: skip
 

@@ -55,6 +55,11 @@ def steady(run: RunFolder) -> dict[str, str]:
     return {name: (run.path / "search" / name).read_text() for name in FILES if (run.path / "search" / name).is_file()}
 
 
+def _moved(content: bytes) -> bytes:
+    """Return a safetensors file with the last byte of its last tensor changed."""
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
 def population(run: RunFolder, role: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run.path / "search" / f"{role}.population.jsonl").read_text().splitlines()]
 
@@ -144,6 +149,31 @@ def test_a_schedule_file_that_changes_between_the_stages_is_never_recorded_false
         pytest.raises(UsageError, match=r"teacher\.agent\.schedule: .* changed since this run's teacher was trained"),
     ):
         run_in_order(run, ("teacher", "search"), Silent())
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_weights_that_are_replaced_after_the_search_are_refused(
+    role: str, done: RunFolder, data: Path, tmp_path: Path
+) -> None:
+    """What the search found is for the weights that its members started from."""
+    given = tmp_path / "given.safetensors"
+    given.write_bytes((done.path / "teacher" / "weights.safetensors").read_bytes())
+    same = {"student.net": done.config.teacher_net} if role == "student" else {}
+    config = config_of(data, {f"{role}.weights": str(given), **same}, epochs=3)
+    with RunFolder.open(config, runs_dir=tmp_path) as run:
+        for each in ("teacher", "student")[: 1 if role == "teacher" else 2]:
+            search_agent(run, each, Silent())  # type: ignore[arg-type]
+            if each != role:
+                STAGES[each](run, Silent())
+        found = read_schedule_file(run.path / "search" / f"{role}.schedule.yaml").provenance
+        assert found["weights_sha256"] == sha256_of(given)
+        good = given.read_bytes()
+        given.write_bytes(_moved(good))
+        order = ("teacher",) if role == "teacher" else ("search", "distill")
+        with pytest.raises(ValueError, match=rf"{role}\.weights: .* has changed since the search of this run's {role}"):
+            run_in_order(run, order, Silent())
+        given.write_bytes(good)
+        run_in_order(run, order, Silent())
 
 
 def test_search_alone_does_what_it_can_and_says_what_is_missing(

@@ -152,3 +152,26 @@ def test_a_missing_or_binary_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x80")
     with pytest.raises(ScheduleError, match="binary.yaml"):
         load_schedule(tmp_path / "binary.yaml")
+
+
+def test_a_file_that_is_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
+    """A cut at the end of a line leaves valid YAML: the total says that segments are missing."""
+    parts = tuple(Segment(n, Policy((Op("Rotate", 0.5, n),) * n)) for n in (5, 3, 9))
+    save_schedule(Schedule(parts), tmp_path / "whole.yaml", role="student", provenance={"seed": 1})
+    whole = (tmp_path / "whole.yaml").read_text(encoding="utf-8")
+    assert read_schedule_file(tmp_path / "whole.yaml").schedule == Schedule(parts)
+    lines = whole.splitlines(keepends=True)
+    for count in range(len(lines)):
+        with pytest.raises(ScheduleError):
+            load_schedule(write(tmp_path, "".join(lines[:count])))
+    assert "segments add up to 8: the file was cut off" in faults_of(tmp_path, whole[: whole.index("- epochs: 9")])
+
+
+@pytest.mark.parametrize("stated", ["61", "59", "true", "sixty", "60.5", "[60]"])
+def test_a_wrong_total_is_refused(tmp_path: Path, stated: str) -> None:
+    assert "the segments add up to 60" in faults_of(tmp_path, GOOD.replace("segments:", f"epochs: {stated}\nsegments:"))
+
+
+def test_the_total_may_be_left_out_or_stated(tmp_path: Path) -> None:
+    stated = load_schedule(write(tmp_path, GOOD.replace("segments:", "epochs: 60\nsegments:")))
+    assert stated == load_schedule(write(tmp_path, GOOD))

@@ -259,6 +259,16 @@ class Method:
         """
         return None
 
+    def require_source(self, source: Path) -> None:
+        """Check that another run, whose teacher this run reuses, has whatever the method needs besides that teacher.
+
+        Args:
+            source: The other run's folder; its teacher is complete.
+
+        Raises:
+            ValueError: If something is missing, or does not fit.
+        """
+
     def borrow(self, run: RunFolder, source: Path, progress: Progress) -> None:
         """Copy what another run has made from its teacher, which this run reuses.
 

@@ -60,10 +60,17 @@ def _mixed_by_the_teachers_policy(config: RunConfig) -> Iterator[Fault]:
 def _idle_rules(student: StudentConfig) -> Iterator[Fault]:
     rules, where = student.low_bit, ("student", "low_bit")
     idle = [key for key in RULES if getattr(rules, key)]
+    learning = [] if student.widths else [one for one in student.phases if one.trains == "student"]
     if idle and _fewest_bits(student) > MOST_BITS:
         yield (
             where,
             f"`{idle[0]}` acts on weights of at most {MOST_BITS} bits, but the student has none; leave it out",
+        )
+    elif rules.transition_rate is not None and learning and all(one.freeze_batch_norm for one in learning):
+        yield (
+            where,
+            "`transition_rate` does not apply while batch norm is frozen, and all phases freeze it "
+            "(freeze_batch_norm); leave it out (null beside a recipe that sets it), or add a phase without",
         )
     elif rules.oscillation_thresholds is not None and student.quant.weight_quantizer == "stats":
         yield (

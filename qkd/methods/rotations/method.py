@@ -28,6 +28,7 @@ from qkd.methods.rotations.branches import (
 )
 from qkd.methods.rotations.step import BranchStep, PeerStep, RotationStep
 from qkd.methods.rotations.training import BranchRole
+from qkd.roles.stored import stored_config
 from qkd.run.folder import RunFolder
 from qkd.training import Partner, Phase
 from qkd.training.assembly import Context
@@ -95,6 +96,27 @@ class Rotations(Method):
             (Partner("branches", branches),),
             lambda folder: [save_branches(folder / JOINT_FILE, branches, self.config, splits)],
         )
+
+    def require_source(self, source: Path) -> None:
+        """Check that another run's teacher has branches that learned with it, on the modules that this config names.
+
+        Raises:
+            ValueError: If it has none, or they read other modules.
+        """
+        if not is_joint(self.config):
+            return
+        theirs = stored_config(source).student.rotations
+        if theirs is None or theirs.teacher_branches is None or not theirs.teacher_branches.joint:
+            raise ValueError(
+                f"teacher.run: the teacher of {source} has no branches that learned with it, which "
+                f"student.rotations.teacher_branches.joint reads; use `train` in place of `joint`, so that they learn "
+                f"on the finished teacher"
+            )
+        if theirs.teacher_taps != self._own.teacher_taps:
+            there, here = (", ".join(taps) or "the default" for taps in (theirs.teacher_taps, self._own.teacher_taps))
+            raise ValueError(
+                f"student.rotations.teacher_taps: {here}, but the branches of {source} read {there}; use the same"
+            )
 
     def made_from(self, run: RunFolder) -> Mapping[str, Path]:
         """Return the teacher's branches, if it has them."""

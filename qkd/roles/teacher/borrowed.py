@@ -28,7 +28,8 @@ def borrow_teacher(run: RunFolder, source: Path, progress: Progress) -> None:
 
     Raises:
         qkd.data.DataError: If its images, their form or their domains are not this run's.
-        ValueError: If its teacher is not complete, or has other settings than in this config.
+        ValueError: If its teacher is not complete, has other settings than in this config, or lacks what a method
+            needs besides it.
         OSError: If a file cannot be read or written.
     """
     configs = (stored_config(source), run.config)
@@ -41,6 +42,9 @@ def borrow_teacher(run: RunFolder, source: Path, progress: Progress) -> None:
         raise DataError("; ".join(faults))
     require_same_images(run, source, progress)
     _require_same_domains(*configs, source)
+    methods = methods_of(run.config)
+    for method in methods:
+        method.require_source(source)
     before, now = identity(theirs), identity(ours)
     others = [f"{key} {before.get(key)} there, {now.get(key)} here" for key in SPLIT if before.get(key) != now.get(key)]
     if others:
@@ -54,7 +58,7 @@ def borrow_teacher(run: RunFolder, source: Path, progress: Progress) -> None:
         run.adopt(found, source)
     run.adopt("teacher", source)
     progress.say(f"teacher: copied from {source}, not retrained")
-    for method in methods_of(run.config):
+    for method in methods:
         method.borrow(run, source, progress)
 
 

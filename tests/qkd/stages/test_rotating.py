@@ -160,6 +160,30 @@ def test_joint_branches_learn_with_the_teacher(data: Path, tmp_path: Path) -> No
         assert run.why_incomplete(stage) == f"teacher/{JOINT_FILE} has changed"
 
 
+def test_joint_branches_come_with_a_teacher_of_another_run(data: Path, tmp_path: Path, offline: RunFolder) -> None:
+    """A teacher without them is refused before it is copied, as are branches that read other modules."""
+    joint = run_tiny(experiment(data, "joint", JOINT), tmp_path, "teacher")
+    second = {**JOINT, "teacher.run": str(joint.path)}
+    with run_tiny(experiment(data, "second", second), tmp_path, "teacher", "search", "distill") as run:
+        copies = [sha256_of(path / "teacher" / JOINT_FILE) for path in (joint.path, run.path)]
+        assert copies[0] == copies[1] and [set(row["terms"]) for row in rows(run, "student")] == [PARTS] * 2
+    with RunFolder.open(experiment(data, "third", {**JOINT, "teacher.run": str(offline.path)}), tmp_path) as run:
+        with pytest.raises(ValueError, match="has no branches that learned with it.* use `train` in place of `joint`"):
+            STAGES["teacher"](run, Silent())
+        assert not run.is_complete("teacher")
+    taps = {
+        "teacher_branches": {"joint": True},
+        "teacher_taps": ["layer1", "layer2"],
+        "student_taps": ["layer1", "layer2"],
+    }
+    other = {**second, "student.rotations": taps}
+    with (
+        RunFolder.open(experiment(data, "fourth", other), tmp_path) as run,
+        pytest.raises(ValueError, match=r"teacher_taps: layer1, layer2, but the branches of .* read the default"),
+    ):
+        STAGES["teacher"](run, Silent())
+
+
 def test_peers_learn_from_each_other(data: Path, tmp_path: Path) -> None:
     run = run_tiny(experiment(data, "online", ONLINE), tmp_path, "teacher", "search", "distill")
     names = PARTS | {"joint_labels"}

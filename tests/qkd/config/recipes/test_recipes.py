@@ -126,6 +126,10 @@ FAULTS = {
     ),
     "statistics that stay": ({"bn": "frozen_teacher", "low_bit": {"reestimate_batches": 5}}, "needs `bn: train`"),
     "a rate without a say": ({"bn": "frozen_teacher", "low_bit": {"transition_rate": 0.01}}, "at the schedule's rate"),
+    "a rate while frozen": (
+        {"phases": [{"epochs": 2, "freeze_batch_norm": True}], "low_bit": {"transition_rate": 0.01}},
+        "all phases freeze it",
+    ),
     "one oscillation": ({"low_bit": {"oscillation_thresholds": [0.04, 0.001]}}, "a single change of direction"),
     "widths and peers": (
         {"widths": [{"weight_bits": 4, "act_bits": 4, "epochs": 1}], "peers": {"nets": [{}]}}, "combined with `peers`"

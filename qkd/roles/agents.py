@@ -9,6 +9,7 @@ from qkd.agents import read_schedule_file
 from qkd.config import AgentConfig, RunConfig
 from qkd.config.training import SAVING
 from qkd.files import sha256_of
+from qkd.methods.table import method_mark
 from qkd.nets.imagenet import weights_file
 from qkd.nets.own.copies import change_nets, portable_net
 from qkd.run.folder import RunFolder
@@ -42,20 +43,29 @@ def role_agent(run: RunFolder, role: Role) -> AgentConfig:
 
 
 def agent_to_train_with(run: RunFolder, role: Role) -> AgentConfig:
-    """Return :func:`role_agent`, after a check that a search found it for the weights that the role now starts from.
+    """Return :func:`role_agent`, checked: the search that found it used the same files of the user as the training.
 
     Raises:
         FileNotFoundError: If the search has not written its schedule yet.
-        ValueError: If the user's file of weights has changed since the search, or the schedule is damaged.
+        ValueError: If the file of weights or the user's own method has changed since the search, or the schedule is
+            damaged.
     """
-    agent, origin = role_agent(run, role), searcher(run.config, role)
-    if agent_inputs(run, role) and origin == role:
-        then = read_schedule_file(schedule_file(run.path, role)).provenance.get(WEIGHTS)
-        if then not in (None, start_mark(run.config, role)):
-            given = run.config.teacher.weights if role == "teacher" else run.config.student.weights
+    agent, config = role_agent(run, role), run.config
+    if not agent_inputs(run, role) or searcher(config, role) != role:
+        return agent
+    found = read_schedule_file(schedule_file(run.path, role)).provenance
+    own = config.teacher if role == "teacher" else config.student
+    files: dict[str, tuple[object, object, object]] = {
+        "weights": (own.weights, found.get(WEIGHTS), start_mark(config, role))
+    }
+    if role == "student":
+        before = found.get("made_from", {}).get("method")
+        files["method"] = (config.student.method, before, method_mark(config).get("method"))
+    for key, (given, then, now) in files.items():
+        if then not in (None, now):
             raise ValueError(
-                f"{role}.weights: {given} has changed since the search of this run's {role} agent started from it; "
-                f"restore it, or search again in another run (name=...)"
+                f"{role}.{key}: {given} has changed since the search for this run's {role} agent used it; restore it, "
+                f"or search again in another run (name=...)"
             )
     return agent
 

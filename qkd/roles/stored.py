@@ -10,6 +10,7 @@ from qkd.config import AgentConfig, RunConfig
 from qkd.config.bind_faults import schema_faults
 from qkd.config.binding import read_config
 from qkd.files import read_json, sha256_of
+from qkd.methods.table import method_mark
 from qkd.moved import in_new_spelling
 from qkd.nets.own.copies import resolved_nets
 from qkd.progress import Progress
@@ -17,6 +18,7 @@ from qkd.run.folder import RunFolder
 
 WEIGHTS_HASH = "weights_sha256"  # key of a result: of the file that the net's training started from
 SCHEDULE_HASH = "schedule_sha256"  # likewise: of the user's schedule file that it was trained by
+METHOD_HASH = "method_sha256"  # likewise: of the user's own method
 
 
 def stored_config(folder: Path) -> RunConfig:
@@ -60,6 +62,8 @@ def changed_sources(folder: Path, config: RunConfig) -> str:
                 found.append(f"{role}.weights: {weights} has changed since this run started from it")
             if _has_changed(agents[role].schedule, then.get(SCHEDULE_HASH)):
                 found.append(f"{role}.agent.schedule: {agents[role].schedule} has changed since this run trained by it")
+            if role == "student" and _has_another_method(config, then.get(METHOD_HASH)):
+                found.append(f"student.method: {config.student.method} has changed since this run trained by it")
         except (OSError, ValueError, AttributeError):
             continue  # a damaged record is reported by its reader
     return f"{'; '.join(found)}; the run keeps the nets that it made (name=... makes others)" if found else ""
@@ -83,6 +87,21 @@ def described_otherwise(folder: Path, config: RunConfig) -> str:
 
 def _agents(config: RunConfig) -> dict[str, AgentConfig]:
     return {"teacher": config.teacher.agent, "student": config.student_agent}
+
+
+def method_hash(config: RunConfig) -> dict[str, str]:
+    """Return the hash of the user's own method of a config, by the key of a result, if there is one."""
+    mark = method_mark(config)
+    return {METHOD_HASH: mark["method"]} if mark else {}
+
+
+def _has_another_method(config: RunConfig, then: object) -> bool:
+    if then is None:
+        return False
+    try:
+        return method_hash(config).get(METHOD_HASH) != then
+    except (OSError, ValueError):  # it is gone, or cannot be loaded by now
+        return False
 
 
 def _has_changed(path: Path | None, then: object) -> bool:

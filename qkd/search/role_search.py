@@ -17,6 +17,7 @@ from qkd.config.training import TrainConfig
 from qkd.data import Splits
 from qkd.engines.engine import current
 from qkd.files import sha256_of
+from qkd.methods.table import method_mark
 from qkd.moved import json_in_first_spelling, train_in_first_spelling
 from qkd.nets.own.copies import change_nets, portable_net
 from qkd.progress import Progress, Silent
@@ -114,6 +115,7 @@ def open_journal(run: RunFolder, role: Role, splits: Splits, inputs: list[Path])
             **marks,
             **_parts(),
             **_mixing(run.config, role),
+            **(method_mark(run.config) if role == "student" else {}),
         },
     )
 

@@ -19,6 +19,7 @@ from qkd.methods.method import Method
 from qkd.methods.table import METHODS, methods_of, own_method
 from qkd.pipeline.dryrun import check_distillation
 from qkd.progress import Silent
+from qkd.roles.stored import changed_sources
 from qkd.run.folder import RunFolder
 from qkd.stages import STAGES
 from qkd.testing import run_tiny, tiny_config, write_npz_set
@@ -200,6 +201,30 @@ def test_a_changed_method_is_another_training(data: Path, toy: Path, tmp_path: P
     toy.write_text(TOY.replace("mse_loss", "l1_loss"))
     with pytest.raises(ValueError, match=r"made from other inputs \(method changed since\)"):
         STAGES["distill"](RunFolder(run.config, run.path), Silent())
+
+
+def test_a_complete_run_keeps_what_a_changed_method_made_and_says_so(data: Path, toy: Path, tmp_path: Path) -> None:
+    run = run_tiny(config(data, toy), tmp_path, "teacher", "search", "distill")
+    assert changed_sources(run.path, run.config) == ""
+    toy.write_text(TOY.replace("mse_loss", "l1_loss"))
+    assert f"student.method: {toy}:Toy has changed since this run trained by it" in changed_sources(
+        run.path, run.config
+    )
+    toy.unlink()  # nothing needs it any more
+    assert changed_sources(run.path, run.config) == ""
+
+
+def test_a_method_that_changes_after_the_search_is_refused(data: Path, toy: Path, tmp_path: Path) -> None:
+    search = {"members": 2, "epochs": 2, "interval_epochs": 1, "train_images": 32, "val_images": 24}
+    searched = config(data, toy).model_dump(mode="json")
+    searched["student"]["agent"] = {"policy": "search"}
+    searched["search"] = search
+    run = run_tiny(RunConfig.model_validate(searched), tmp_path, "teacher", "search")
+    toy.write_text(TOY.replace("mse_loss", "l1_loss"))
+    with pytest.raises(ValueError, match=r"student\.method: .* has changed since the search for this run's student"):
+        STAGES["distill"](run, Silent())
+    toy.write_text(TOY)
+    STAGES["distill"](run, Silent())
 
 
 def test_what_is_no_method_is_refused(data: Path, toy: Path, tmp_path: Path) -> None:

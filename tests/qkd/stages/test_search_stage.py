@@ -170,7 +170,9 @@ def test_weights_that_are_replaced_after_the_search_are_refused(
         good = given.read_bytes()
         given.write_bytes(_moved(good))
         order = ("teacher",) if role == "teacher" else ("search", "distill")
-        with pytest.raises(ValueError, match=rf"{role}\.weights: .* has changed since the search of this run's {role}"):
+        with pytest.raises(
+            ValueError, match=rf"{role}\.weights: .* has changed since the search for this run's {role}"
+        ):
             run_in_order(run, order, Silent())
         given.write_bytes(good)
         run_in_order(run, order, Silent())

@@ -16,7 +16,7 @@ from qkd.methods.phase_checks import phase_faults, set_keys
 from qkd.methods.table import config_faults, faults_of, own_method
 from qkd.nets import net_hint
 from qkd.nets.own.spelling import NetSpelling, parse_net
-from qkd.terms.term_checks import check_terms
+from qkd.terms.term_checks import check_terms, use_faults
 
 Place: TypeAlias = tuple[str | int, ...]
 
@@ -43,6 +43,40 @@ def name_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
         if "phases" in fields and "terms" in fields:
             yield from _phase_faults(data, where, schema)
     yield from _method_faults(data)
+
+
+def term_use_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
+    """Yield what in the loss terms of a new config has no effect, or cannot be computed; older runs may have such keys.
+
+    Args:
+        data: Nested mappings and lists; faults of the schema and unknown names are reported elsewhere.
+
+    Yields:
+        A place in the config and what is wrong there.
+    """
+    try:
+        config = bind_section(RunConfig, data)
+    except (ValidationError, TypeError, ValueError, RecursionError):
+        return
+    mixes = bool(config.student_agent.cutmix_probability)
+    for where, schema in sections(data):
+        sees_mixed = mixes and where[:2] != ("student", "auxiliary")
+        lists = [key for key, field in schema.model_fields.items() if TermConfig in models_in(field.annotation)]
+        found = [((*where, key, index), term) for key in lists for index, term in _terms_of(data, (*where, key))]
+        for place, term in found:
+            for line in use_faults(term, "", config.data.batch_size, mixes=sees_mixed):
+                path, _, what = line.partition(": ")
+                yield (*place, *path.split(".")[1:]), what
+
+
+def _terms_of(data: Mapping[str, Any], where: Place) -> Iterator[tuple[int, TermConfig]]:
+    """Yield the index and the term of each valid one in a list of raw config data."""
+    raw = _get(data, where)
+    for place, term in enumerate(raw if isinstance(raw, list) else []):
+        try:
+            yield place, TermConfig.model_validate(term)
+        except ValidationError:
+            continue  # the schema says what is wrong with this one
 
 
 def sections(data: Any, schema: type[Section] = RunConfig, where: Place = ()) -> Iterator[tuple[Place, type[Section]]]:
@@ -131,13 +165,8 @@ def _term_faults(data: Mapping[str, Any], where: tuple[str | int, ...]) -> Itera
     raw = _get(data, where)
     if not isinstance(raw, list):
         return
-    terms, places = [], []
-    for place, term in enumerate(raw):
-        try:
-            terms.append(TermConfig.model_validate(term))
-            places.append(place)
-        except ValidationError:
-            continue  # the schema says what is wrong with this one
+    found = list(_terms_of(data, where))
+    places, terms = [place for place, _ in found], [term for _, term in found]
     if not terms:
         return
     for line in check_terms(terms, "terms"):

@@ -79,7 +79,7 @@ def check_scalar(**parts: Tensor) -> None:
 
 
 def check_temperature(temperature: float, scale: float | None = None) -> None:
-    """Raise unless the temperature is positive and finite, and the scale, if given, finite and nonnegative.
+    """Raise unless the temperature is positive and finite, and the scale, if given, finite and not negative.
 
     Raises:
         ValueError: If they are not.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+LEAST_TEMPERATURE, MOST_TEMPERATURE = 1e-6, 1e6  # beyond, rounding is all that is left of a softened distribution
 HEADS = 4  # of MHGD's attention, as in role-kd; the authors of MHGD use 8
 
 Attention = Literal["trained", "random"]

@@ -17,6 +17,7 @@ from qkd.losses.stable import in_full_precision, offset_unit_rows
 NORM_EPSILON = 1e-6  # added to norms and squared distances, as published
 RATIO_EPSILON = 1e-6  # of divergence `kl`, as published
 LEAST_SIMILARITY = 1e-7  # antiparallel features give (cos + 1) / 2 = -6e-8 in float32, which has no logarithm
+Constant = Callable[[Tensor], Tensor]  # detaches what a kernel takes as a constant
 LEAST_PROBABILITY = 1e-12  # `kagan` divides by probabilities, and `rbf` gives some as small as 1e-300
 
 
@@ -41,7 +42,8 @@ def information_flow_loss(
     - ``cosine``: :math:`(\langle x_i, x_j \rangle / ((|x_i| + \epsilon)(|x_j| + \epsilon)) + 1) / 2`, at least 1e-7;
     - ``t``: :math:`1 / (1 + d)`; ``cauchy``: :math:`1 / (1 + d^2 / \sigma^2)`;
     - ``rbf``: :math:`\exp(-d / \sigma)` (of :math:`d`, not its square, as in the released code);
-      ``adaptive_rbf``: likewise with :math:`\sigma` the mean of :math:`d` over the batch, a constant;
+      ``adaptive_rbf``: likewise with :math:`\sigma` the mean of :math:`d` over the batch, a constant (in the
+      teacher's kernel only where the teacher is one);
     - ``combined``: the loss with ``cosine`` plus the loss with ``t``.
 
     Divergences, each summed over all pairs: ``jeffreys`` as above; ``kl`` :math:`P \ln(\epsilon + P / (\epsilon + Q))`;
@@ -94,8 +96,11 @@ def information_flow_loss(
     if normalize:
         student, teacher = (rows / _root_mean_square(rows) for rows in (student, teacher))
     kernels: tuple[Kernel, ...] = ("cosine", "t") if kernel == "combined" else (kernel,)
-    parts = [_DIVERGENCES[divergence](*(_log_rows(_KERNELS[one](rows, sigma)) for rows in (teacher, student)))
-             for one in kernels]  # fmt: skip
+    sides = ((teacher, given), (student, Tensor.detach))  # the teacher's own scale is part of what it teaches
+    parts = [
+        _DIVERGENCES[divergence](*(_log_rows(_KERNELS[one](rows, sigma, constant)) for rows, constant in sides))
+        for one in kernels
+    ]
     total = parts[0] if len(parts) == 1 else parts[0] + parts[1]
     return total / len(student) if reduction == "row_mean" else total / len(student) ** 2
 
@@ -117,30 +122,30 @@ def _squared_distances(rows: Tensor) -> Tensor:
     return apart * is_other + NORM_EPSILON
 
 
-def _cosine(rows: Tensor, _sigma: float) -> Tensor:
+def _cosine(rows: Tensor, _sigma: float, _constant: Constant) -> Tensor:
     units = offset_unit_rows(rows, NORM_EPSILON)
     return ((units @ units.T + 1) / 2).clamp_min(LEAST_SIMILARITY).log()
 
 
-def _t(rows: Tensor, _sigma: float) -> Tensor:
+def _t(rows: Tensor, _sigma: float, _constant: Constant) -> Tensor:
     return -torch.log1p(_squared_distances(rows).sqrt())
 
 
-def _cauchy(rows: Tensor, sigma: float) -> Tensor:
+def _cauchy(rows: Tensor, sigma: float, _constant: Constant) -> Tensor:
     return -torch.log1p(_squared_distances(rows) / sigma**2)
 
 
-def _rbf(rows: Tensor, sigma: float) -> Tensor:
+def _rbf(rows: Tensor, sigma: float, _constant: Constant) -> Tensor:
     return -_squared_distances(rows).sqrt() / sigma
 
 
-def _adaptive_rbf(rows: Tensor, _sigma: float) -> Tensor:
+def _adaptive_rbf(rows: Tensor, _sigma: float, constant: Constant) -> Tensor:
     apart = _squared_distances(rows).sqrt()
-    return -apart / apart.detach().mean()
+    return -apart / constant(apart.mean())
 
 
 # logarithms of the kernels, of rows [batch, features]
-_KERNELS: dict[str, Callable[[Tensor, float], Tensor]] = {
+_KERNELS: dict[str, Callable[[Tensor, float, Constant], Tensor]] = {
     "adaptive_rbf": _adaptive_rbf,
     "cauchy": _cauchy,
     "cosine": _cosine,

@@ -19,7 +19,14 @@ from torch.nn import functional
 from qkd.losses.checks import check_choice, check_labels, check_logits, check_temperature, is_count
 from qkd.losses.choices import REMAINDERS, Remainder
 from qkd.losses.given import given
-from qkd.losses.stable import in_full_precision, log_others, target_difference, unit_rows
+from qkd.losses.stable import (
+    in_full_precision,
+    log_others,
+    soft_log_probabilities,
+    target_difference,
+    undoubled,
+    unit_rows,
+)
 
 
 @in_full_precision
@@ -54,7 +61,7 @@ def teacher_confidence_loss(
     check_logits(student_logits, teacher_logits, least_classes=2)
     check_labels(student_logits, labels)
     check_temperature(temperature, scale)
-    teacher_log = functional.log_softmax(given(teacher_logits) / temperature, dim=1)
+    teacher_log = soft_log_probabilities(given(teacher_logits), temperature)
     is_target = functional.one_hot(labels, teacher_log.shape[1]).bool()
     others = log_others(teacher_log, is_target) - math.log(teacher_log.shape[1] - 1)
     target_log = torch.where(is_target, teacher_log, others.unsqueeze(1))
@@ -182,7 +189,7 @@ def top_classes_loss(
     count = student_logits.shape[1]
     if not is_count(classes) or classes > count:
         raise ValueError(f"classes must be 1 to {count} (all of them), an integer, got {classes!r}")
-    teacher_log = functional.log_softmax(given(teacher_logits) / temperature, dim=1)
+    teacher_log = soft_log_probabilities(given(teacher_logits), temperature)
     if classes == count:
         return _divergence(student_logits, teacher_log, temperature, scale)
     kept = _largest(teacher_log, classes)
@@ -238,10 +245,10 @@ def gradient_rescaling(
     is_target = functional.one_hot(labels, student.shape[1]).bool()
     wrong = log_others(functional.log_softmax(student, dim=1), is_target).exp()
     tiny = torch.finfo(student.dtype).tiny
-    teacher_log, student_log = (functional.log_softmax(logits / temperature, dim=1) for logits in (teacher, student))
+    teacher_log, student_log = (soft_log_probabilities(logits, temperature) for logits in (teacher, student))
     factor = temperature if scale is None else scale / temperature
     surer = target_difference(teacher_log, student_log, is_target)
-    return (1 - teacher_share) + teacher_share * factor * surer / wrong.clamp_min(tiny)
+    return undoubled((1 - teacher_share) + teacher_share * factor * surer / wrong.clamp_min(tiny), student, temperature)
 
 
 @in_full_precision
@@ -271,9 +278,11 @@ def equivalent_label_smoothing(teacher_logits: Tensor, labels: Tensor, *, temper
 
 
 def _divergence(student_logits: Tensor, target_log: Tensor, temperature: float, scale: float | None) -> Tensor:
-    student_log = functional.log_softmax(student_logits / temperature, dim=1)
+    student_log = soft_log_probabilities(student_logits, temperature)
     divergence = functional.kl_div(student_log, target_log, reduction="sum", log_target=True)
-    return divergence / len(student_logits) * (temperature**2 if scale is None else scale)
+    return undoubled(
+        divergence / len(student_logits) * (temperature**2 if scale is None else scale), student_logits, temperature
+    )
 
 
 def _largest(rows: Tensor, count: int) -> Tensor:

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from qkd.losses.checks import check_labels, check_logits, check_share, check_temperature, check_weight
 from qkd.losses.given import given
-from qkd.losses.stable import in_full_precision, log_others
+from qkd.losses.stable import in_full_precision, log_others, soft_log_probabilities, undoubled
 
 Reduction = Literal["batchmean", "mean"]
 
@@ -112,12 +112,12 @@ def soft_target_loss(
     check_temperature(temperature, scale)
     if reduction not in ("batchmean", "mean"):
         raise ValueError(f"reduction must be 'batchmean' or 'mean', got {reduction=}")
-    student_log = functional.log_softmax(student_logits / temperature, dim=1)
-    teacher_log = functional.log_softmax(given(teacher_logits) / temperature, dim=1)
+    student_log = soft_log_probabilities(student_logits, temperature)
+    teacher_log = soft_log_probabilities(given(teacher_logits), temperature)
     # "sum" and our own divisor: PyTorch warns that the meaning of "mean" will change
     divergence = functional.kl_div(student_log, teacher_log, reduction="sum", log_target=True)
     count = len(student_logits) if reduction == "batchmean" else student_logits.numel()
-    return divergence / count * (temperature**2 if scale is None else scale)
+    return undoubled(divergence / count * (temperature**2 if scale is None else scale), student_logits, temperature)
 
 
 @in_full_precision
@@ -197,13 +197,13 @@ def decoupled_loss(
     check_labels(student_logits, labels)
     check_temperature(temperature, scale)
     check_weight(target_weight=target_weight, others_weight=others_weight)
-    student_log = functional.log_softmax(student_logits / temperature, dim=1)
-    teacher_log = functional.log_softmax(given(teacher_logits) / temperature, dim=1)
+    student_log = soft_log_probabilities(student_logits, temperature)
+    teacher_log = soft_log_probabilities(given(teacher_logits), temperature)
     is_target = functional.one_hot(labels, student_logits.shape[1]).bool()
     target = _binary_divergence(student_log, teacher_log, is_target)
     others = _others_divergence(student_log, teacher_log, is_target)
     total = target_weight * target + others_weight * others
-    return total / len(labels) * (temperature**2 if scale is None else scale)
+    return undoubled(total / len(labels) * (temperature**2 if scale is None else scale), student_logits, temperature)
 
 
 def _binary_divergence(student_log: Tensor, teacher_log: Tensor, is_target: Tensor) -> Tensor:

@@ -12,10 +12,14 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+from qkd.losses.choices import LEAST_TEMPERATURE, MOST_TEMPERATURE
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
+HOT = 20.0  # temperature above which a divergence of softened distributions needs float64
 LABELS = ("labels", "other_labels", "generated_labels")  # the integer arguments of losses
 
 
@@ -68,6 +72,34 @@ def _wide(value: Any) -> Any:
 def widened(tensor: Tensor) -> Tensor:
     """Return half-precision tensors in float32 (sums of exponentials and squares need the range), others as is."""
     return tensor.float() if tensor.is_floating_point() and tensor.element_size() < 4 else tensor
+
+
+def soft_log_probabilities(logits: Tensor, temperature: float) -> Tensor:
+    """Return the logarithms of the probabilities at a temperature; in float64 at a high one.
+
+    A divergence falls with the square of the temperature, and is multiplied by it again. In float32, the rounding of
+    logarithms near ``ln K`` leaves three digits of it at 100, and none from about 1e4 on: values are even negative.
+
+    Args:
+        logits: Shape ``[batch, classes]``, float32 or float64.
+        temperature: Positive.
+
+    Raises:
+        ValueError: If the temperature is so low that logits overflow, or so high that float64 rounds all of it away.
+    """
+    if not LEAST_TEMPERATURE <= temperature <= MOST_TEMPERATURE:
+        raise ValueError(
+            f"temperature must be from {LEAST_TEMPERATURE:g} to {MOST_TEMPERATURE:g}, beyond which rounding is all "
+            f"that is left, got {temperature=}"
+        )
+    if temperature > HOT and logits.device.type != "mps":  # which has no float64
+        logits = logits.double()
+    return functional.log_softmax(logits / temperature, dim=1)
+
+
+def undoubled(value: Tensor, like: Tensor, temperature: float) -> Tensor:
+    """Return a value computed from :func:`soft_log_probabilities` in the type of the logits again."""
+    return value.to(like.dtype) if temperature > HOT else value
 
 
 def row_norms(rows: Tensor) -> Tensor:

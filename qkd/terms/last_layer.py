@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +79,7 @@ class LogitsWeights:
 
     def __init__(self, net: nn.Module) -> None:
         self._net = net
-        self._name = ""
+        self._path: str | None = None
 
     def name(self, images: Tensor) -> str:
         """Return the name of the parameter.
@@ -87,18 +88,37 @@ class LogitsWeights:
             images: Normalized, shape ``[batch, channels, height, width]``.
 
         Raises:
+            ValueError: If the net's logits do not come from a linear layer, or its weights are computed from others.
+        """
+        name = f"{self._layer_path(images)}.weight".lstrip(".")
+        if name not in dict(self._net.named_parameters()):
+            raise ValueError(
+                f"a loss term moves the weights of the linear layer that gives the teacher's logits (class_weights), "
+                f"but `{name}` is computed from other parameters (weight norm, say); fold them into it "
+                f"(torch.nn.utils.parametrize.remove_parametrizations), or use another term"
+            )
+        return name
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the weights, ``[classes, features]``, without a gradient: those that a low-bit layer computes with.
+
+        Args:
+            images: As for :meth:`name`.
+
+        Raises:
             ValueError: If the net's logits do not come from a linear layer.
         """
-        if not self._name:
+        layer: Any = self._net.get_submodule(self._layer_path(images))
+        weight: Tensor = layer.low_bit_weight() if hasattr(layer, "low_bit_weight") else layer.weight
+        return weight.detach()
+
+    def _layer_path(self, images: Tensor) -> str:
+        if self._path is None:
             found = logits_layer(self._net, images[:2])
             if found is None:
                 raise ValueError(
                     "a loss term reads the weights of the linear layer that gives the teacher's logits "
                     "(class_weights), but they come from none; end the net with one, or use another term"
                 )
-            self._name = f"{found[0]}.weight".lstrip(".")
-        return self._name
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Return the weights, ``[classes, features]``, without a gradient; see :meth:`name`."""
-        return self._net.get_parameter(self.name(images)).detach()
+            self._path = found[0]
+        return self._path

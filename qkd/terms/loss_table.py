@@ -10,7 +10,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from qkd.losses.choices import ATTENTIONS, CRITERIA, DIVERGENCES, FLOW_REDUCTIONS, HEADS, KERNELS, REMAINDERS
+from qkd.losses.choices import (
+    ATTENTIONS,
+    CRITERIA,
+    DIVERGENCES,
+    FLOW_REDUCTIONS,
+    HEADS,
+    KERNELS,
+    LEAST_TEMPERATURE,
+    MOST_TEMPERATURE,
+    REMAINDERS,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,12 +37,14 @@ class Option:
         claim: What a value must be, worded to follow "must be".
         accepts: Whether a value of the right kind is allowed.
         default: Value if the config sets none; None leaves it to the function.
+        beside: Another option, and its values with which this one has an effect; None if it always has.
     """
 
     kind: type
     claim: str
     accepts: Callable[[Any], bool]
     default: float | int | str | bool | None = None
+    beside: tuple[str, tuple[str, ...]] | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +97,7 @@ class LossEntry:
             constants, and the gradient of a distance between logits does not depend on the teacher.
         compares_images: Whether it compares the images of a batch, so that the mean over two halves of a batch is not
             its value on the whole batch; several devices then compute it on whole batches.
+        least_images: Smallest batch for which it is not 0 whatever the features are.
     """
 
     name: str
@@ -97,6 +110,7 @@ class LossEntry:
     taught_by: str = ""
     teaches: bool = True
     compares_images: bool = False
+    least_images: int = 1
 
     @property
     def function(self) -> Callable[..., Tensor]:
@@ -136,6 +150,10 @@ def _is_positive(value: float) -> bool:
     return math.isfinite(value) and value > 0
 
 
+def _is_temperature(value: float) -> bool:
+    return LEAST_TEMPERATURE <= value <= MOST_TEMPERATURE
+
+
 def _is_not_negative(value: float) -> bool:
     return math.isfinite(value) and value >= 0
 
@@ -144,7 +162,8 @@ def _one_of(choices: Sequence[str]) -> Option:
     return Option(str, f"one of {', '.join(choices)}", lambda value: value in choices)
 
 
-_TEMPERATURE = Option(float, "positive", _is_positive, default=4.0)
+_HEAT = f"from {LEAST_TEMPERATURE:g} to {MOST_TEMPERATURE:g}"
+_TEMPERATURE = Option(float, _HEAT, _is_temperature, default=4.0)
 _SCALE = Option(float, "not negative (default: temperature squared)", _is_not_negative)
 _WEIGHT = Option(float, "not negative", _is_not_negative)
 _FEATURES = ("student_feature", "teacher_feature")
@@ -258,6 +277,7 @@ LOSSES: dict[str, LossEntry] = {
         "which images of a batch look alike, at pairs of taps",
         "Tung and Mori 2019, equations 1 to 4",
         compares_images=True,
+        least_images=2,
     ),
     "distance_relation": LossEntry(
         "distance_relation_loss",
@@ -265,6 +285,7 @@ LOSSES: dict[str, LossEntry] = {
         "RKD-D: distances between the images of a batch, at pairs of taps",
         "Park et al. 2019, equations 5 to 8",
         compares_images=True,
+        least_images=3,
     ),
     "angle_relation": LossEntry(
         "angle_relation_loss",
@@ -272,6 +293,7 @@ LOSSES: dict[str, LossEntry] = {
         "RKD-A: angles between three images of a batch, at pairs of taps",
         "Park et al. 2019, equations 9 to 11",
         compares_images=True,
+        least_images=3,
     ),
     "logit_relation": LossEntry(
         "logit_relation_loss",
@@ -280,6 +302,7 @@ LOSSES: dict[str, LossEntry] = {
         "Park et al. 2019, as role-kd applies it",
         {"distance_weight": _WEIGHT, "angle_weight": _WEIGHT},
         compares_images=True,
+        least_images=3,
     ),
     "singular_vector": LossEntry(
         "singular_vector_loss",
@@ -308,6 +331,7 @@ LOSSES: dict[str, LossEntry] = {
         taught_by="graph_attention",
         teaches=False,
         compares_images=True,
+        least_images=2,
     ),
     "graph_attention": LossEntry(
         "graph_attention_loss",
@@ -319,6 +343,7 @@ LOSSES: dict[str, LossEntry] = {
         least_taps=2,
         teaches=False,
         compares_images=True,
+        least_images=2,
     ),
     "probabilistic_transfer": LossEntry(
         "probabilistic_transfer_loss",
@@ -326,6 +351,7 @@ LOSSES: dict[str, LossEntry] = {
         "PKT: probabilities that images of a batch are neighbors, at pairs of taps",
         "Passalis and Tefas 2018, equations 3, 5 and 6",
         compares_images=True,
+        least_images=2,
     ),
     "information_flow": LossEntry(
         "information_flow_loss",
@@ -335,11 +361,12 @@ LOSSES: dict[str, LossEntry] = {
         {
             "kernel": _one_of(KERNELS),
             "divergence": _one_of(DIVERGENCES),
-            "sigma": Option(float, "positive", _is_positive),
+            "sigma": Option(float, "positive", _is_positive, beside=("kernel", ("rbf", "cauchy"))),
             "reduction": _one_of(FLOW_REDUCTIONS),
             "normalize": Option(bool, "true or false", lambda value: True),
         },
         compares_images=True,
+        least_images=2,
     ),
     "logit_distance": LossEntry(
         "logit_distance_loss",
@@ -353,14 +380,14 @@ LOSSES: dict[str, LossEntry] = {
         ("student_logits", "teacher_logits"),
         "mean squared difference of logits over a temperature",
         "Ba and Caruana 2014; with a temperature as in MetaDistil",
-        {"temperature": Option(float, "positive", _is_positive)},
+        {"temperature": Option(float, _HEAT, _is_temperature)},
     ),
     "gdfq_student": LossEntry(
         "gdfq_student_loss",
         ("student_logits", "teacher_logits", "labels"),
         "GDFQ: the labels that images were generated for, plus soft targets divided by batch times classes",
         "Xu et al. 2020, generative data-free quantization",
-        {"temperature": Option(float, "positive", _is_positive, default=20.0), "divergence_weight": _WEIGHT},
+        {"temperature": Option(float, _HEAT, _is_temperature, default=20.0), "divergence_weight": _WEIGHT},
     ),
     "filtered_soft_target": LossEntry(
         "filtered_soft_target_loss",
@@ -370,7 +397,7 @@ LOSSES: dict[str, LossEntry] = {
         {
             "temperature": _TEMPERATURE,
             "criterion": _one_of(CRITERIA),
-            "threshold": Option(float, "not negative", _is_not_negative),
+            "threshold": Option(float, "not negative", _is_not_negative, beside=("criterion", ("close",))),
         },
     ),
     "lipschitz": LossEntry(
@@ -381,5 +408,6 @@ LOSSES: dict[str, LossEntry] = {
         {"iterations": Option(int, "at least 1", lambda value: value >= 1)},
         least_taps=2,
         compares_images=True,
+        least_images=2,
     ),
 }

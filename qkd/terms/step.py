@@ -73,7 +73,8 @@ class DistillStep:
         weights = None if self._class_weights is None else self._class_weights(batch.images)  # may run the teacher
         with nullcontext() if self._student_learns else torch.no_grad():
             student_logits = self._student(batch.images)
-        self._student_guard(student_logits)
+        if self._student_learns:  # otherwise it is in eval mode, in which a low-bit student ends in its softmax
+            self._student_guard(student_logits)
         student_features = self._student_taps.take()
         teacher_logits, teacher_features = None, {}
         if self._terms.needs_teacher:

@@ -28,6 +28,41 @@ def check_terms(terms: Sequence[TermConfig], where: str = "terms") -> tuple[str,
     return tuple(faults)
 
 
+def use_faults(term: TermConfig, where: str, batch_size: int | None, *, mixes: bool = False) -> list[str]:
+    """Return what a term that can be built would do without effect, or could not do, each with its path.
+
+    Args:
+        term: The term in the config.
+        where: Its path.
+        batch_size: Images of a training batch; None if it is not known.
+        mixes: Whether images are mixed, so that each has two labels.
+    """
+    entry = LOSSES.get(term.loss)
+    if entry is None or not term.weight:
+        return []
+    faults = []
+    if batch_size is not None and batch_size < entry.least_images:
+        faults.append(
+            f"{where}.loss: {term.loss} compares the images of a batch, and is 0 for fewer than {entry.least_images}, "
+            f"but batches have {batch_size} (data.batch_size)"
+        )
+    for name in term.options.keys() & entry.options.keys():
+        beside = entry.options[name].beside
+        if beside is not None and term.options.get(beside[0]) not in beside[1]:
+            faults.append(
+                f"{where}.options.{name}: {term.loss} reads it with {beside[0]} {' or '.join(beside[1])} only, got "
+                f"{term.options.get(beside[0], 'its default')}; remove it"
+            )
+    if term.tap != "quantized" and entry.needs_taps and not entry.needs_student:
+        faults.append(f"{where}.tap: {term.loss} reads the teacher's features only; remove `tap`")
+    if mixes and "labels" in entry.inputs and "other_labels" not in entry.inputs:
+        faults.append(
+            f"{where}.loss: {term.loss} reads one label per image, but images mixed by CutMix have two; use "
+            f"cross_entropy, or an agent without CutMix"
+        )
+    return faults
+
+
 def _term_faults(term: TermConfig, where: str) -> list[str]:
     entry = LOSSES.get(term.loss)
     if entry is None:

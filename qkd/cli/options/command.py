@@ -82,7 +82,7 @@ def load(args: argparse.Namespace, *, with_files: bool = False) -> RunConfig:
     Raises:
         qkd.failures.ConfigError: With every fault.
     """
-    from qkd.checking import file_faults, name_faults
+    from qkd.checking import file_faults, name_faults, term_use_faults
     from qkd.config.binding import load_config
 
     require_config(args)
@@ -92,7 +92,8 @@ def load(args: argparse.Namespace, *, with_files: bool = False) -> RunConfig:
         args.config, args.runs_dir = str(folder / "config.yaml"), folder.parent
         if not any(str(one).startswith("name=") for one in args.overrides):  # else it is the pattern of another run
             args.overrides = [*args.overrides, f"name={folder.name}"]
-    return load_config(args.config, args.overrides, checks=(name_faults, file_faults) if with_files else (name_faults,))
+    checks = (name_faults, file_faults) if with_files else (name_faults,)
+    return load_config(args.config, args.overrides, checks=checks, new_checks=(term_use_faults,))
 
 
 def require_config(args: argparse.Namespace) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from pydantic import BaseModel
+
 if TYPE_CHECKING:
     from qkd.config.bind_faults import Fault
     from qkd.config.experiment import RunConfig, StudentConfig
@@ -27,6 +29,9 @@ def idle_faults(config: RunConfig) -> Iterator[Fault]:
     teacher, student = config.teacher, config.student
     if teacher.members == 1 and (teacher.ensemble != "probability" or teacher.ensemble_temperature != 1):
         yield ("teacher",), "`ensemble` and `ensemble_temperature` are for `members` above 1, got 1"
+    elif teacher.ensemble != "probability" and teacher.ensemble_temperature != 1:
+        yield ("teacher", "ensemble_temperature"), f"is for `ensemble: probability`, got `{teacher.ensemble}`"
+    yield from _idle_temperatures(student)
     yield from _mixed_by_the_teachers_policy(config)
     branches = None if student.rotations is None else student.rotations.teacher_branches
     if branches is not None and branches.joint and teacher.train is not None and teacher.train.keep == "best":
@@ -55,6 +60,21 @@ def _mixed_by_the_teachers_policy(config: RunConfig) -> Iterator[Fault]:
         )
     if student.adaptation is not None:
         yield place, "`policy: teacher` is cutmix, which mixes labels, but images of the unseen domain have no labels"
+
+
+def _idle_temperatures(student: StudentConfig) -> Iterator[Fault]:
+    turned, peers = student.rotations, student.peers
+    if turned is not None and turned.branch_weight == turned.logit_weight == 0 and _is_set(turned, "temperature"):
+        yield (
+            ("student", "rotations", "temperature"),
+            "is of soft targets, but `branch_weight` and `logit_weight` are 0; remove it",
+        )
+    if peers is not None and peers.ensemble_weight == 0 and _is_set(peers, "temperature"):
+        yield ("student", "peers", "temperature"), "is of soft targets, but `ensemble_weight` is 0; remove it"
+
+
+def _is_set(section: BaseModel, key: str) -> bool:
+    return bool(getattr(section, key) != type(section).model_fields[key].default)
 
 
 def _idle_rules(student: StudentConfig) -> Iterator[Fault]:

@@ -64,6 +64,8 @@ def contrastive_loss(
                 f"{tuple(cached_global.shape)}"
             )
         local_views, global_views = torch.cat([local_views, cached_local]), torch.cat([global_views, cached_global])
+    local_views = local_views.to(torch.promote_types(local_views.dtype, global_views.dtype))
+    global_views = global_views.to(local_views.dtype)
     scores = unit_rows(local_views) @ unit_rows(global_views.detach()).T / temperature
     rows = functional.cross_entropy(scores, torch.arange(len(scores), device=scores.device), reduction="none")
     return rows[:batch].mean() + (rows[batch:].mean() if len(rows) > batch else 0)

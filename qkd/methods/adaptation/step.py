@@ -62,7 +62,7 @@ class AdaptationStep:
         self._smoothing = label_smoothing
         self._steps, self._last = steps, max(1, epochs * steps - 1)
         self._taps = Taps(teacher, (settings.teacher_tap,), role="teacher")
-        self._guard = LogitsGuard()
+        self._guard, self._student_guard = LogitsGuard(), LogitsGuard("the student")
 
     @contextmanager
     def tapped(self) -> Iterator[None]:
@@ -80,6 +80,7 @@ class AdaptationStep:
         images = torch.cat([batch.images, target_of(batch)])
         student, teacher = self._student(images), self._teacher(images)
         self._guard(teacher)
+        self._student_guard(student)
         features = self._taps.take()[settings.teacher_tap]
         apart = mean_discrepancy_loss(features[:count], features[count:], kernel=settings.kernel)
         teaching = adapting_teacher_loss(

@@ -64,7 +64,7 @@ class CoStudyStep:
             raise ValueError("teacher_terms: class_relation reads a full-precision last layer; the student has none")
 
         self._class_weights = LogitsWeights(teacher) if terms.needs_class_weights else None
-        self._guard = LogitsGuard()
+        self._guard, self._student_guard = LogitsGuard(), LogitsGuard("the student")
 
     @contextmanager
     def tapped(self) -> Iterator[None]:
@@ -76,6 +76,7 @@ class CoStudyStep:
         """Return loss, terms (the teacher's prefixed with ``teacher_``) and the student's logits for a batch."""
         weights = None if self._class_weights is None else self._class_weights(batch.images)  # may run the teacher
         student_logits = self._student(batch.images)
+        self._student_guard(student_logits)
         student_features = self._student_taps.take()
         teacher_logits = self._teacher(batch.images if self._view is None else self._view(batch))
         self._guard(teacher_logits)

@@ -254,7 +254,7 @@ class StudentEnsembleStep:
             for place, (learner, one) in enumerate(zip(self._learners, logits, strict=True)) if place != self._student
         }  # fmt: skip
         total = loss.total if self._own is None else loss.total + own.loss
-        return StepResult(total, {**terms, **own.terms}, own.logits, facts=right)
+        return StepResult(total, {**terms, **own.terms}, own.logits, facts={**own.facts, **right})
 
     def _logits(self, batch: Batch) -> tuple[list[Tensor], StepResult]:
         """Return the logits of all nets in their order, and the student's own result."""

@@ -41,6 +41,7 @@ class BranchStep:
 
     def __init__(self, teacher: BranchedNet, *, joint: bool, label_smoothing: float = 0.0) -> None:
         self._teacher, self._joint, self._smoothing = teacher, joint, label_smoothing
+        self._guard = LogitsGuard()
 
     @contextmanager
     def tapped(self) -> Iterator[None]:
@@ -58,6 +59,7 @@ class BranchStep:
         )
         if not self._joint:
             return _result([joint_labels], mean_log_probabilities([upright(joint) for joint in given.branches]))
+        self._guard(given.logits)
         return _result([("cross_entropy", 1.0, lambda: self._task(given, batch)), joint_labels], upright(given.logits))
 
     def _task(self, given: BranchedOutput, batch: Batch) -> Tensor:
@@ -102,7 +104,7 @@ class RotationStep:
         _require_pairs(student, teacher)
         self._student, self._teacher, self._config = student, teacher, config
         self._smoothing, self._view = label_smoothing, view
-        self._guard = LogitsGuard()
+        self._guard, self._student_guard = LogitsGuard(), LogitsGuard("the student")
 
     @contextmanager
     def tapped(self) -> Iterator[None]:
@@ -117,6 +119,7 @@ class RotationStep:
         with torch.no_grad():
             teacher = self._teacher(images if self._view is None else turn_images(self._view(batch)))
         self._guard(teacher.logits)
+        self._student_guard(student.logits)
         logits = upright(student.logits)
         terms: list[Weighted] = [
             (
@@ -164,6 +167,7 @@ class PeerStep:
         _require_pairs(student, peer)
         self._student, self._peer, self._config = student, peer, config
         self._smoothing, self._view = label_smoothing, view
+        self._guards = LogitsGuard("the student"), LogitsGuard()
 
     @contextmanager
     def tapped(self) -> Iterator[None]:
@@ -176,6 +180,8 @@ class PeerStep:
         images = turn_images(batch.images)
         student = self._student(images)
         peer = self._peer(images if self._view is None else turn_images(self._view(batch)))
+        for guard, one in zip(self._guards, (student, peer), strict=True):
+            guard(one.logits)
         others = [(f"peer_{name}", weight, value) for name, weight, value in self._terms(peer, student, batch)]
         return _result([*self._terms(student, peer, batch), *others], upright(student.logits))
 

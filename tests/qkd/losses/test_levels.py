@@ -270,3 +270,34 @@ def test_of_classes_that_are_as_likely_the_first_count(remainder: str) -> None:
     options = {"temperature": 1.0, "classes": 3, "remainder": remainder}
     tied, told = (top_classes_loss(z, one, **options).item() for one in (teacher, clear))
     assert tied == pytest.approx(told, abs=1e-7)
+
+
+# --- high temperatures
+
+
+@pytest.mark.parametrize("temperature", [30.0, 1e3, 1e5, 1e6])
+def test_float32_keeps_its_digits_at_high_temperatures(temperature: float) -> None:
+    """A divergence of 1e-12 times the temperature squared: in float32, rounding was all that was left of it."""
+    z, v = logits(0), logits(1)
+    losses = [
+        lambda a, b: soft_target_loss(a, b, temperature=temperature),
+        lambda a, b: decoupled_loss(a, b, LABELS, temperature=temperature),
+        lambda a, b: teacher_confidence_loss(a, b, LABELS, temperature=temperature),
+        lambda a, b: top_classes_loss(a, b, classes=3, temperature=temperature),
+        lambda a, b: gradient_rescaling(a, b, LABELS, teacher_share=0.5, temperature=temperature).sum(),
+    ]
+    for loss in losses:
+        student = z.float().requires_grad_()
+        found, exact = loss(student, v.float()), loss(z.float().double(), v.float().double())
+        assert found.dtype == torch.float32 and found.item() == pytest.approx(exact.item(), rel=1e-5)
+        if found.requires_grad:
+            (gradient,) = torch.autograd.grad(found, student)
+            double = z.float().double().requires_grad_()
+            (expected,) = torch.autograd.grad(loss(double, v.float().double()), double)
+            torch.testing.assert_close(gradient.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1e-7, 1e7, 1e300])
+def test_temperatures_that_leave_nothing_but_rounding_are_refused(temperature: float) -> None:
+    with pytest.raises(ValueError, match=r"temperature must be from 1e-06 to 1e\+06"):
+        soft_target_loss(logits(0), logits(1), temperature=temperature)

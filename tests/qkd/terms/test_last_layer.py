@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import quantizers
 from qkd.methods.data_free.making.watching import Watched, last_layer_of
 from qkd.terms.last_layer import LogitsWeights, logits_layer
+from quantizers import QuantSpec
 
 IMAGES = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 
@@ -62,3 +64,22 @@ def test_logits_of_no_linear_layer(net: nn.Module) -> None:
 def test_a_layer_that_is_the_whole_net() -> None:
     net: Any = nn.Linear(4, 2)
     assert torch.equal(LogitsWeights(net)(torch.rand(2, 1, 4, 4)), net.weight)
+
+
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm])
+def test_normed_weights_are_those_that_the_layer_computes_with(norm: Any) -> None:
+    net = nn.Sequential(nn.Flatten(), norm(nn.Linear(16, 5))).eval()
+    weights = LogitsWeights(net)
+    assert torch.equal(weights(IMAGES), net[1].weight) and not weights(IMAGES).requires_grad
+    with pytest.raises(ValueError, match=r"`1\.weight` is computed from other parameters"):
+        weights.name(IMAGES)
+
+
+def test_weights_of_a_low_bit_teacher_are_on_its_grid() -> None:
+    """An auxiliary student teaches with its low-bit weights, not with the latent ones that it learned with."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 5))
+    student = quantizers.prepare(net, QuantSpec(weight_bits=2, act_bits=2, first_bits=2, last_bits=2), IMAGES)
+    quantizers.calibrate(student, [IMAGES])
+    student.eval()
+    weights = LogitsWeights(student)(IMAGES)
+    assert len(weights[0].unique()) <= 4 and len(net[1].weight[0].unique()) == 16

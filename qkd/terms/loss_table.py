@@ -162,7 +162,7 @@ def _one_of(choices: Sequence[str]) -> Option:
     return Option(str, f"one of {', '.join(choices)}", lambda value: value in choices)
 
 
-_HEAT = f"from {LEAST_TEMPERATURE:g} to {MOST_TEMPERATURE:g}"
+_HEAT = f"positive, from {LEAST_TEMPERATURE:g} to {MOST_TEMPERATURE:g}"
 _TEMPERATURE = Option(float, _HEAT, _is_temperature, default=4.0)
 _SCALE = Option(float, "not negative (default: temperature squared)", _is_not_negative)
 _WEIGHT = Option(float, "not negative", _is_not_negative)

@@ -147,7 +147,7 @@ def test_all_faults_are_reported_at_once() -> None:
         "config.student.weight_bits: unknown key here; did you mean `student.quant.weight_bits` or "
         "`student.auxiliary.quant.weight_bits`?",
         "config.student.terms.0.loss: unknown loss 'soft_targets'; did you mean `soft_target`?",
-        "config.student.terms.1.options.temperature: must be positive, got -4.0",
+        "config.student.terms.1.options.temperature: must be positive, from 1e-06 to 1e+06, got -4.0",
         "config.student.agent.policy: unknown agent policy 'crop_flap'; did you mean `crop_flip`?",
         "config.data.name: unknown data set 'digit'; did you mean `digits`?",
         "config.data.val_fraction: must be less than 1, got 1.0",

@@ -226,7 +226,7 @@ def test_half_precision_is_widened() -> None:
         ([term("soft_target", options={"temperature": True})], "options.temperature: must be a number, got True"),
         (
             [term("soft_target", options={"temperature": -4.0})],
-            "options.temperature: must be from 1e-06 to 1e+06, got -4.0",
+            "options.temperature: must be positive, from 1e-06 to 1e+06, got -4.0",
         ),
         ([term("soft_target", options={"reduction": "sum"})], "must be batchmean or mean, got 'sum'"),
         ([term("cross_entropy", options={"label_smoothing": 1.5})], "must be in [0, 1), got 1.5"),

@@ -53,6 +53,7 @@ RAISE_NOTHING = {
     "export.lowbit.availability",
     "export.sample_size",
     "qkd.checking.name_faults",
+    "qkd.checking.term_use_faults",
     "qkd.config.conflicts.data_free_faults",
     "qkd.config.conflicts.federated_faults",
     "qkd.config.conflicts.idle_faults",

@@ -21,6 +21,7 @@ from qkd.terms import build_terms
 from qkd.terms.modules import build_bank
 from qkd.terms.step import DistillStep
 from qkd.terms.taps import tap_paths_of
+from qkd.terms.term_checks import use_faults
 from qkd.training import Batch, Partner, build_optimizer, learning_rate
 from qkd.training.optimizer import set_learning_rate
 from quantizers import Student, act_quantizers, calibrate, freeze_batch_norm, quantizer_scales, settle
@@ -174,6 +175,9 @@ class _Distillation:
         self.steps = _length(batches)
         self.device = next(student.parameters()).device
         first = _first_images(batches).to(self.device)
+        found = [fault for index, term in enumerate(terms) for fault in use_faults(term, f"terms[{index}]", len(first))]
+        if found:
+            raise ValueError("; ".join(found))
         if _has_no_scales(student):
             calibrate(student, [images.to(self.device) for images, _ in _some(batches)])
         bank = build_bank(student, teacher, terms, first[:2], seed=seed)

@@ -60,11 +60,10 @@ def term_use_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
         return
     mixes = bool(config.student_agent.cutmix_probability)
     for where, schema in sections(data):
-        sees_mixed = mixes and where[:2] != ("student", "auxiliary")
         lists = [key for key, field in schema.model_fields.items() if TermConfig in models_in(field.annotation)]
         found = [((*where, key, index), term) for key in lists for index, term in _terms_of(data, (*where, key))]
         for place, term in found:
-            for line in use_faults(term, "", config.data.batch_size, mixes=sees_mixed):
+            for line in use_faults(term, "", config.data.batch_size, mixes=mixes):
                 path, _, what = line.partition(": ")
                 yield (*place, *path.split(".")[1:]), what
 

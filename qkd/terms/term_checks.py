@@ -44,7 +44,7 @@ def use_faults(term: TermConfig, where: str, batch_size: int | None, *, mixes: b
     if batch_size is not None and batch_size < entry.least_images:
         faults.append(
             f"{where}.loss: {term.loss} compares the images of a batch, and is 0 for fewer than {entry.least_images}, "
-            f"but batches have {batch_size} (data.batch_size)"
+            f"but batches have {batch_size}"
         )
     for name in term.options.keys() & entry.options.keys():
         beside = entry.options[name].beside

@@ -120,6 +120,12 @@ def test_what_cannot_be_distilled_is_said() -> None:
         qkd.distill(student, teacher, [])
     with pytest.raises(ValueError, match="unknown loss 'soft_targets'; did you mean `soft_target`"):
         qkd.distill(student, teacher, batches(), terms=["soft_targets"])
+    with pytest.raises(
+        ValueError, match=r"terms\[0\]\.loss: logit_relation .* is 0 for fewer than 3, but batches have 2"
+    ):
+        qkd.distill(
+            student, teacher, [(images[:2], labels[:2]) for images, labels in batches()], terms=["logit_relation"]
+        )
     with pytest.raises(ValueError, match="epochs"):
         qkd.distill(student, teacher, batches(), train={"epochs": 0})
     broken = [(torch.full((4, 1, 8, 8), torch.inf), torch.zeros(4, dtype=torch.int64))]

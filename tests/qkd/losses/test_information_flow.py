@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from qkd.losses import information_flow_loss
+from qkd.losses.given import teacher_in_graph
 from qkd.losses.information_flow import DIVERGENCES, KERNELS
 
 BATCH = 6
@@ -189,3 +190,14 @@ def test_refused_options(options, match: str) -> None:
     f = torch.zeros(2, 3)
     with pytest.raises(ValueError, match=match):
         information_flow_loss(f, f, **options)
+
+
+def test_the_adaptive_width_of_a_teacher_that_learns_is_part_of_it() -> None:
+    """MetaDistil's gradient is that of the whole loss by the teacher; a constant width made it thrice that."""
+    student, teacher = feature(0, 4, 3), feature(1, 4, 3).requires_grad_()
+
+    def loss(t: Tensor) -> Tensor:
+        with teacher_in_graph():
+            return information_flow_loss(student, t, kernel="adaptive_rbf")
+
+    assert torch.autograd.gradcheck(loss, teacher, atol=1e-6)

@@ -335,3 +335,14 @@ def test_several_devices_cannot_share_its_batches(data: Path) -> None:
     assert "compares all images" in method.why_one_device
     with pytest.raises(DataError):
         _ = load_splits(tiny_config(data, CHANGES).data, seed=0).target.labels  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("who", ["student", "teacher"])
+def test_nets_that_end_in_softmax_are_refused(who: str) -> None:
+    nets = {one: nn.Sequential(net(seed), nn.Softmax(1) if one == who else nn.Identity())
+            for seed, one in enumerate(("student", "teacher"))}  # fmt: skip
+    step = AdaptationStep(nets["student"], nets["teacher"], AdaptationConfig(teacher_tap="0.1"), epochs=1, steps=2)
+    images = drawn(0, 6, 4)
+    batch = PairedBatch(images, torch.arange(6) % 3, images, 0, 0, target=drawn(1, 6, 4))
+    with step.tapped(), pytest.raises(ValueError, match=f"the {who} returns probabilities"):
+        step(batch)

@@ -111,6 +111,11 @@ def test_every_net_that_gives_probabilities_is_refused() -> None:
         EnsembleTeacher([net(0), soft])(BATCH.images)
     with pytest.raises(ValueError, match="the net returns probabilities"):
         supervised_step(soft)(BATCH)
+    with pytest.raises(ValueError, match="the student returns probabilities"):
+        CoStudyStep(soft, net(0), build_terms(BOTH), build_terms(BOTH))(BATCH)
+    teacher = net(2)
+    teacher.requires_grad_(False).eval()
+    DistillStep(soft, teacher, build_terms(BOTH), student_learns=False)(BATCH)  # modules learn: it is in eval mode
     with pytest.raises(TypeError, match=r"the net returns a tuple in train\(\), but a training on the labels"):
         supervised_step(Pair())(BATCH)
 

@@ -10,9 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from qkd.config import TermConfig
 from qkd.losses import cross_entropy_loss
 from qkd.methods.peers.step import Learner, PeerAdapters, StudentEnsembleStep, student_ensemble_loss
 from qkd.seeding import global_stream
+from qkd.terms import build_terms
+from qkd.terms.step import DistillStep
 from qkd.testing import TinyNet, synthetic_splits
 from qkd.training.job import Batch, StepResult
 from quantizers import QuantSpec, calibrate, freeze_batch_norm, prepare, quantizer_scales
@@ -253,3 +256,14 @@ def test_refused_taps() -> None:
     uneven = [Learner("peer_0", nets[0], ("stem",)), Learner("student", nets[1], ())]
     with pytest.raises(ValueError, match=r"same number of taps, got \{'peer_0': 1, 'student': 0\}"):
         StudentEnsembleStep(uneven, adapters)
+
+
+def test_facts_of_the_students_own_terms_stay() -> None:
+    """The weights of soft targets by epoch are among them."""
+    first = net()
+    own = DistillStep(first, copy.deepcopy(first).eval(), build_terms([TermConfig(loss="soft_target")]))
+    step = StudentEnsembleStep(
+        learners(copy.deepcopy(first), first), PeerAdapters([[(6, 8, 8)] * 2] * 2), own=own, own_hold=own.tapped
+    )
+    facts = run(step, batch()).facts
+    assert set(facts) == {*own(batch()).facts, "peer_0_accuracy"} and len(facts) > 1

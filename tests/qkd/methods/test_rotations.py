@@ -301,3 +301,27 @@ def test_images_that_are_not_square_cannot_be_turned(tmp_path: Path) -> None:
     changes = {"student.rotations": {"mode": "online"}}
     with pytest.raises(ValueError, match=r"student.rotations takes square images, got 8x6"):
         Rotations(tiny_config(tmp_path, changes)).images(splits)
+
+
+@pytest.mark.parametrize("kind", ["offline", "online", "joint"])
+def test_nets_that_end_in_softmax_are_refused(kind: str) -> None:
+    """Whichever of the two it is: each loss would soften its probabilities once more."""
+
+    def soft(seed: int) -> BranchedNet:
+        own = branched("resnet8", seed)
+        own.net.register_forward_hook(lambda _net, _read, logits: logits.softmax(1))
+        return own
+
+    plain, ended = branched("resnet8", 0), soft(1)
+    if kind == "joint":
+        steps = {"teacher": BranchStep(ended, joint=True)}
+    elif kind == "online":
+        steps = {"teacher": PeerStep(plain, ended, ONLINE), "student": PeerStep(ended, plain, ONLINE)}
+    else:
+        steps = {
+            "teacher": RotationStep(plain, fixed(ended), OFFLINE),
+            "student": RotationStep(soft(2), plain, OFFLINE),
+        }
+    for who, step in steps.items():
+        with step.tapped(), pytest.raises(ValueError, match=f"the {who} returns probabilities"):
+            step(batch())

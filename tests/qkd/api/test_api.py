@@ -246,7 +246,7 @@ def test_losses_have_the_names_of_configs() -> None:
     assert torch.equal(qkd.loss("soft_target", temperature=4.0)(*logits), expected)
     with pytest.raises(UsageError, match="no loss 'soft_targets'; did you mean 'soft_target'"):
         qkd.loss("soft_targets")
-    with pytest.raises(ValueError, match="must be positive, got -1"):
+    with pytest.raises(ValueError, match="must be positive, .*got -1"):
         qkd.loss("soft_target", temperature=-1)
     with pytest.raises(UsageError, match="with a module that learns"):
         qkd.loss("hint")

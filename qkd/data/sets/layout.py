@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +37,8 @@ NEAR = {
     **dict.fromkeys(("test", "testing", "testset", "eval", "evaluation"), "test"),
     **dict.fromkeys((*VALIDATION, "dev", "development"), "val"),
 }
+_UNLABELED = ("pred", "prediction", "predictions", "unlabeled")  # a part without classes, as in seg_pred/
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")  # in train_set, seg-test, TrainingSet, val2017
 
 
 def layout_of(folder: Path, is_hidden: Callable[[str], bool]) -> Layout:
@@ -76,10 +79,23 @@ def _refuse_near_names(folder: Path, names: Collection[str], used: Collection[st
         DataError: If so.
     """
     near = {name: NEAR[name.lower()] for name in sorted(names) if name.lower() in NEAR and name not in used}
-    is_set = "train" in names or (len(near) == len(names) and "train" in near.values())
-    if near and is_set:
+    if "train" not in names:
+        parts = {name: _part_in(name) for name in sorted(names)}
+        is_whole = "train" in parts.values() and bool({"test", "val"} & {*parts.values()})
+        if is_whole and None not in parts.values():  # each is named like a part: none of them is a class
+            near = {name: part for name, part in parts.items() if part and name != part and name not in VALIDATION}
+        elif len(near) < len(names) or "train" not in near.values():
+            return
+    if near:
         name, part = next(iter(near.items()))
         raise DataError(
             f"{folder / name}: is named like a part of the set, but would not be used as one; rename it to {part}, or "
             "move it out of the folder"
         )
+
+
+def _part_in(name: str) -> str | None:
+    """Return the part that a name has as a word in it; empty for one without labels, None if it may be a class."""
+    words = [name.lower(), *(word.lower() for word in _WORD.findall(name))]
+    part = next((NEAR[word] for word in words if word in NEAR), None)
+    return "" if part is None and any(word in _UNLABELED for word in words) else part

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import unicodedata
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,17 +16,20 @@ from qkd.data.errors import DataError
 from qkd.data.labels import listed, require_names
 from qkd.data.sampling import stratified_quotas, take_quotas
 from qkd.data.sets.fitting import Fit
-from qkd.data.sets.images import CROP, IMAGE_SUFFIXES, Header, decode_into, read_headers
+from qkd.data.sets.images import CROP, IMAGE_SUFFIXES, Header, decode_into, is_image, read_headers, refuse_sizes
 from qkd.data.sets.layout import Layout, layout_of
 from qkd.data.splits import Parts
 from qkd.image_size import ImageSize, height_width, image_size_of
+from qkd.units import counted
 
 # what systems and programs leave in folders in addition to hidden files (".DS_Store", "._x.jpg", ".ipynb_checkpoints")
 SYSTEM_NAMES = frozenset({
     "__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db", "ehthumbs.db",
     "desktop.ini",
 })  # fmt: skip
+SIDECARS = frozenset({".csv", ".json", ".md", ".txt", ".xml"})  # labels and remarks, which nobody takes for images
 _NAMED = 3  # skipped files to name in a note
+_KINDS = 5  # of other files to name in a note
 # unsupported image formats, which a user should hear about
 OTHER_IMAGE_SUFFIXES = frozenset({
     ".apng", ".arw", ".avif", ".cr2", ".cr3", ".dcm", ".dng", ".eps", ".exr", ".hdr", ".heic", ".heif", ".ico", ".j2k",
@@ -114,7 +119,8 @@ class FolderSplit:
 def load_folder_splits(folder: Path, form: Form = AS_THEY_ARE) -> Parts:
     """Load the parts of a folder of images, in any layout of :func:`~qkd.data.sets.layout.layout_of`.
 
-    The header of every file is read here, so that files that are not images are reported before training starts.
+    The header and the end of every file are read here, so that files that are not images, or are cut off, are reported
+    before training starts.
     Images are gray if all of them are, otherwise color, unless ``form`` says which.
 
     Args:
@@ -125,16 +131,20 @@ def load_folder_splits(folder: Path, form: Form = AS_THEY_ARE) -> Parts:
         Both parts, images decoded as batches need them, and the classes in alphabetical order.
 
     Raises:
-        DataError: If a folder is missing or empty, a class is tested but not trained, a file is not a readable image,
-            or sizes differ and ``form`` has none.
+        DataError: If a folder is missing or empty, a class is tested but not trained, a file is not a readable image
+            or is cut off, or sizes differ and ``form`` has none.
         OSError: If a folder cannot be read.
     """
     found = list_folder(folder, form)
     looked = _Look(wants_one_size=form.image_size is None)
     paths = [path for part in (found.train, found.test) for path in part.files]  # type: ignore[attr-defined]
-    for path, header in zip(paths, read_headers(paths), strict=True):
+    headers = read_headers(paths)
+    for path, header in zip(paths, headers, strict=True):
         looked.at(path, header)
     size, channels = form.image_size or looked.size(), form.channels or (1 if looked.is_gray else 3)
+    height, width = height_width(size)
+    for path, header in zip(paths, headers, strict=True):
+        refuse_sizes(path, (header.width, header.height), (width, height), form.fit)
     parts = [FolderSplit(part.files, part.labels, channels=channels, image_size=size, fit=form.fit)  # type: ignore[attr-defined]
              for part in (found.train, found.test)]  # fmt: skip
     return found._replace(train=parts[0], test=parts[1])
@@ -177,10 +187,10 @@ def list_folder(folder: Path, form: Form = AS_THEY_ARE) -> Parts:
 
 def _known_files(folder: Path, train: Path, classes: Sequence[str], skipped: _Skipped) -> dict[str, list[Path]]:
     """Return the files of a part that is not trained on; its classes must be among those of the training images."""
-    files = _files_by_class(folder, skipped)
-    if unknown := sorted(set(files) - set(classes)):
+    files, known = _files_by_class(folder, skipped), {composed(name): name for name in classes}
+    if unknown := sorted(name for name in files if composed(name) not in known):
         raise DataError(f"{folder}: classes {listed(unknown)} are not in {train}, so they cannot be learned")
-    return files
+    return {known[composed(name)]: found for name, found in files.items()}
 
 
 def _divided(everything: FolderSplit, folder: Path, form: Form) -> tuple[FolderSplit, FolderSplit]:
@@ -208,6 +218,36 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
 
+def composed(name: str) -> str:
+    """Return a name as it is compared: macOS decomposes accents in the names of folders, other systems do not.
+
+    Args:
+        name: Of a class or a folder.
+
+    Example:
+        >>> composed("u\u0308") == "\u00fc"
+        True
+    """
+    return unicodedata.normalize("NFC", name)
+
+
+def class_files(folder: Path) -> tuple[dict[str, list[Path]], tuple[str, ...]]:
+    """List the images in class folders by the rules of training, without reading them.
+
+    Args:
+        folder: Folder of class folders.
+
+    Returns:
+        Class -> its files, sorted; and notes about what is skipped.
+
+    Raises:
+        DataError: As for :func:`list_folder`.
+        OSError: If a folder cannot be read.
+    """
+    skipped = _Skipped()
+    return _files_by_class(folder, skipped), skipped.notes()
+
+
 def _files_by_class(folder: Path, skipped: _Skipped) -> dict[str, list[Path]]:
     children = sorted(folder.iterdir())
     skipped.hidden += [child.name for child in children if is_hidden(child.name)]
@@ -225,12 +265,23 @@ def _files_by_class(folder: Path, skipped: _Skipped) -> dict[str, list[Path]]:
             f"{folder}: has no class folders; needs {folder}/<class>/*.png|jpg|... (train, test and val are parts of a "
             "set, never classes)"
         )
+    _refuse_two_spellings(folder, found)
     for name, files in found.items():
         if not files:
             raise DataError(
                 f"{folder / name}: class folder without images ({', '.join(IMAGE_SUFFIXES)}); fill or delete it"
             )
     return found
+
+
+def _refuse_two_spellings(folder: Path, names: Iterable[str]) -> None:
+    seen: dict[str, str] = {}
+    for name in names:
+        if (other := seen.setdefault(composed(name), name)) != name:
+            raise DataError(
+                f"{folder}: class folders {ascii(other)} and {ascii(name)} have one name, in two spellings of Unicode; "
+                "move their images into one folder"
+            )
 
 
 def _is_image(path: Path) -> bool:
@@ -253,16 +304,19 @@ def _images_below(folder: Path, skipped: _Skipped) -> Iterable[Path]:
                 yield Path(entry.path)
             elif os.path.splitext(entry.name)[1].lower() in OTHER_IMAGE_SUFFIXES:
                 skipped.unread.append(entry.name)
+            elif os.path.splitext(entry.name)[1].lower() not in SIDECARS:
+                skipped.others.append(Path(entry.path))
 
 
 @dataclass
 class _Skipped:
-    """Names of the skipped files and folders of a set."""
+    """The skipped files and folders of a set."""
 
     hidden: list[str] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)  # images in unsupported formats
     outside: list[str] = field(default_factory=list)  # images in no class folder
     folders: list[str] = field(default_factory=list)  # beside the parts
+    others: list[Path] = field(default_factory=list)  # in class folders, with the suffix of no image
 
     def beside(self, folder: Path, parts: Collection[Path | None]) -> None:
         """Note what is in the folder of a set, but in none of its parts."""
@@ -280,10 +334,20 @@ class _Skipped:
             (self.outside, "image outside class folders", "images outside class folders", "not read"),
             (self.folders, "folder beside the parts of the set", "folders beside the parts of the set", "not read"),
         )
-        return tuple(
+        notes = tuple(
             f"{len(names):,} {one if len(names) == 1 else many} {what} ({_some(names)})"
             for names, one, many, what in found if names
         )  # fmt: skip
+        return (*notes, self._note_of_others()) if self.others else notes
+
+    def _note_of_others(self) -> str:
+        kinds = Counter(path.suffix.lower() for path in self.others).most_common()
+        words = [f"{count:,} {ascii(kind)[1:-1] or 'without a suffix'}" for kind, count in kinds[:_KINDS]]
+        more = ", ..." if len(kinds) > _KINDS else ""
+        images = sum(is_image(path) for path in self.others)  # their first bytes are read
+        way = f"; {images:,} of them {'is an image' if images == 1 else 'are images'}: rename to .jpg, .png, ..."
+        of = counted(len(self.others), "other file")
+        return f"{of} in class folders not read ({', '.join(words)}{more}){way if images else ''}"
 
 
 def _some(skipped: Sequence[str]) -> str:

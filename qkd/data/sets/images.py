@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ DIVISORS = (1, 2, 4, 8)  # of the sides; JPEG decoders have fast transforms for 
 Piece = Callable[[tuple[int, int]], tuple[int, int, int, int]]  # width, height -> left, top, width, height
 _EXPLAINED = 5  # of the files of a set that cannot be read
 _NAMED = 20
+_ENDS = {jpeg.START: b"\xff\xd9", b"\x89PNG": b"\0\0\0\0IEND\xaeB`\x82", b"GIF8": b"\0;"}  # first bytes -> last
+_END = 12  # bytes of the longest of them
 _GRAY_MODES = frozenset({"1", "L", "LA"})
 _COLOR_MODES = frozenset({"P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})
 
@@ -60,8 +63,53 @@ def read_header(path: Path) -> Header:
     return Header(width, height, mode in _GRAY_MODES)
 
 
+def is_image(path: Path) -> bool:
+    """Return whether the content of a file begins like an image in a supported format, whatever its suffix."""
+    try:
+        if not path.is_file():  # opening a pipe would wait
+            return False
+        with _opened(path):
+            return True
+    except (DataError, OSError):
+        return False
+
+
+def require_whole(path: Path) -> None:
+    """Raise if an image file is cut off.
+
+    The end of the file tells, in JPEG, PNG, GIF and WebP. Only where it does not, and in formats that have no end, is
+    the image decoded. Damage in the middle of a file is not looked for.
+
+    Args:
+        path: The file.
+
+    Raises:
+        DataError: If it cannot be decoded.
+    """
+    try:
+        with path.open("rb") as file:
+            start, size = file.read(_END), file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _END))
+            if _is_ended(start, file.read(), size):
+                return
+            if start.startswith(jpeg.START):  # phones write more behind the image: a second one, a film
+                file.seek(0)
+                if jpeg.has_end(file.read()):
+                    return
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); restore or delete it") from error
+    with _opened(path) as image:
+        image.load()
+
+
+def _is_ended(start: bytes, end: bytes, size: int) -> bool:
+    if start[:4] == b"RIFF":
+        return 8 + int.from_bytes(start[4:8], "little") <= size
+    return any(start.startswith(first) and end.endswith(last) for first, last in _ENDS.items())
+
+
 def read_headers(paths: Iterable[Path]) -> list[Header]:
-    """Read the headers of all image files of a set.
+    """Read the headers of all image files of a set, and look at their ends (:func:`require_whole`).
 
     Raises:
         DataError: If any of them cannot be read: why, for the first ones, and the names of others.
@@ -72,6 +120,7 @@ def read_headers(paths: Iterable[Path]) -> list[Header]:
     for path in paths:
         try:
             headers.append(read_header(path))
+            require_whole(path)
         except DataError as error:
             if len(bad) < _EXPLAINED:
                 bad.append(str(error))
@@ -123,7 +172,7 @@ def decode_into(
     frame = None if data is None else jpeg.frame_of(data)
     pixels, divisor = None, 1
     if data is not None and frame is not None:
-        _refuse_sizes(path, (frame.width, frame.height), out, fit)
+        refuse_sizes(path, (frame.width, frame.height), (out.shape[2], out.shape[1]), fit)
         divisor = _divisor((frame.width, frame.height), out, fit, piece) if is_reduced else 1
         is_same_form = frame.channels == 1 or len(out) == 3  # gray as Pillow converts it, not JPEG's luma
         pixels = jpeg.pixels_of(data, frame) if divisor == 1 and is_same_form else None
@@ -147,7 +196,7 @@ def _jpeg_data(path: Path) -> bytearray | None:
 
 def _pillow_pixels(path: Path, out: Tensor, fit: Fit, divisor: int) -> npt.NDArray[np.uint8]:
     with _opened(path) as file:
-        _refuse_sizes(path, file.size, out, fit)
+        refuse_sizes(path, file.size, (out.shape[2], out.shape[1]), fit)
         if divisor > 1:
             file.draft(None, (file.width // divisor, file.height // divisor))
         return np.asarray(file.convert("L" if len(out) == 1 else "RGB"))
@@ -195,9 +244,19 @@ def fit_into(out: Tensor, pixels: npt.NDArray[np.uint8], fit: Fit) -> None:
         out[1:] = target
 
 
-def _refuse_sizes(path: Path, size: tuple[int, int], out: Tensor, fit: Fit) -> None:
-    """Reject decompression bombs: too many pixels in the file, after resizing, or when only columns are resized."""
-    for one in (size, *sizes_between(size, (out.shape[2], out.shape[1]), fit)):
+def refuse_sizes(path: Path, size: tuple[int, int], wanted: tuple[int, int], fit: Fit) -> None:
+    """Reject decompression bombs: too many pixels in the file, after resizing, or when only columns are resized.
+
+    Args:
+        path: The file.
+        size: Its width and height.
+        wanted: Width and height that it is resized to.
+        fit: How.
+
+    Raises:
+        DataError: If there are too many.
+    """
+    for one in (size, *sizes_between(size, wanted, fit)):
         _refuse_bomb(path, one)
 
 

@@ -57,6 +57,18 @@ def frame_of(data: bytes | bytearray) -> Frame | None:
     return None
 
 
+def has_end(data: bytes) -> bool:
+    """Return whether a JPEG file holds the end of its image, whatever follows it.
+
+    Args:
+        data: The whole file. The end of a thumbnail in its header does not count.
+    """
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:  # up to the first scan
+        at += 1 if data[at + 1] == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return data[at : at + 2] == b"\xff\xda" and data.find(b"\xff\xd9", at) >= 0  # within a scan, 0 follows each 0xff
+
+
 def pixels_of(data: bytearray, frame: Frame) -> Pixels | None:
     """Return the pixels of a JPEG file, ``[height, width, channels]``; None if Pillow should decode it.
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from qkd.data.domains import divide_domains, domain_mark
 from qkd.data.errors import DataError
@@ -96,22 +97,26 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
         OSError: If a file of the set cannot be read.
     """
     _require_known(config.name)
-    config, resize_size = preprocessed(config), config.resize_size
-    parts, target = DATASETS[config.name](config), None
+    given, config = config, preprocessed(config)
+    whole = parts = DATASETS[config.name](config)
+    target = None
     hash_file = functools.cache(file_digest)  # of each file once
-    facts, repeated = facts_of(parts, hash_file), overlap_notes(parts, hash_file)
+    facts = facts_of(parts, hash_file)
     parts, resize = _in_form(parts, config)
-    if resize_size is not None and resize == "none":
-        repeated.append("data.resize_size: not used, because the images have the target size already")
     fingerprint = facts.fingerprint
     if config.domains is not None:
         (parts, target), fingerprint = divide_domains(parts, config), domain_mark(fingerprint, config)
     everything, test, classes, notes = parts[:4]
     if len(classes) < 2:
         raise DataError(f"data: every image of {config.name!r} is of one class ({classes[0]}); needs at least two")
-    notes = (*notes, *class_notes(everything.labels, test.labels, classes), *repeated)
     generator = torch.Generator().manual_seed(seed)
-    train, val = _validation(parts, config.val_fraction, generator)
+    learned_rows, val_rows = _validation(parts, config.val_fraction, generator)
+    train, val = everything.subset(learned_rows), everything.subset(val_rows)
+    drawn = val_rows if config.domains is None else None  # domains have other rows
+    notes = (
+        *notes, *class_notes(everything.labels, test.labels, classes), *overlap_notes(whole, hash_file, drawn),
+        *_unused(given, config, everything.image_shape[1:], resize),
+    )  # fmt: skip
     learned = len(train)
     train = _limit(train, config.train_limit, len(classes), generator)
     channels, height, width = everything.image_shape
@@ -196,21 +201,32 @@ def _folder_of(config: DataConfig, content: str) -> Path:
     return config.path
 
 
-def _validation(parts: Parts, fraction: float, generator: torch.Generator) -> tuple[Split, Split]:
-    """Return the training and validation parts: the set's own validation part, or a share of its training images."""
-    if parts.val_rows is None:
-        return _keep_back(parts.train, fraction, generator)
-    is_val = torch.zeros(len(parts.train), dtype=torch.bool)
-    is_val[parts.val_rows] = True
-    return parts.train.subset((~is_val).nonzero().flatten()), parts.train.subset(parts.val_rows)
-
-
-def _keep_back(split: Split, fraction: float, generator: torch.Generator) -> tuple[Split, Split]:
-    counts = torch.bincount(split.labels)
+def _validation(parts: Parts, fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return rows of training and of validation images: the set's own validation part, or a share drawn from it."""
+    if parts.val_rows is not None:
+        is_val = torch.zeros(len(parts.train), dtype=torch.bool)
+        is_val[parts.val_rows] = True
+        return (~is_val).nonzero().flatten(), parts.val_rows
+    labels = parts.train.labels
+    counts = torch.bincount(labels)
     # A class with one image stays in training: validating a class that is never trained would be useless.
-    quotas = torch.minimum(stratified_quotas(counts, round(len(split) * fraction)), (counts - 1).clamp(min=0))
-    val, train = take_quotas(split.labels, quotas, generator)
-    return split.subset(train), split.subset(val)
+    quotas = torch.minimum(stratified_quotas(counts, round(len(labels) * fraction)), (counts - 1).clamp(min=0))
+    val, train = take_quotas(labels, quotas, generator)
+    return train, val
+
+
+def _unused(given: DataConfig, config: DataConfig, size: Sequence[int], resize: str) -> list[str]:
+    """Return one line per given key of resizing without effect: new configs are refused, older runs are told."""
+    lines = []
+    if given.interpolation not in ("bilinear", config.interpolation):
+        lines.append(f"interpolation: not used, because `preprocess` sets it to {config.interpolation}")
+    if given.resize_size not in (None, config.resize_size):
+        lines.append(f"resize_size: not used, because `preprocess` sets it to {config.resize_size}")
+    elif given.resize_size is not None and resize == "none":
+        lines.append("resize_size: not used, because the images have the target size already")
+    elif given.resize_size is not None and given.resize_size < min(size):
+        lines.append(f"resize_size: not used, because it is below the size of the images, {min(size)}")
+    return [f"data.{line}" for line in lines]
 
 
 def _limit(split: Split, limit: int | None, classes: int, generator: torch.Generator) -> Split:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from qkd.config import DataConfig
@@ -102,3 +103,48 @@ def test_too_much_to_read_is_not_compared(tmp_path: Path, monkeypatch: pytest.Mo
     assert repeated(load("npz", folder))
     monkeypatch.setattr(overlap, "WHOLE_BYTES", 30 * 8 * 8 * 3 - 1)
     assert repeated(load("npz", folder)) == []
+
+
+def test_too_much_to_read_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silence would read as: there are none."""
+    folder = archives_of(tmp_path, train=range(20), test=range(10, 20))
+    monkeypatch.setattr(overlap, "WHOLE_BYTES", 30 * 8 * 8 * 3 - 1)
+    (note,) = load("npz", folder).notes
+    assert note.startswith("copies were not looked for (test among training images), because 0 MiB would have to be ")
+    monkeypatch.setattr(overlap, "MOST_IMAGES", 29)
+    assert "because there are more than 29 images" in load("npz", folder).notes[0]
+
+
+def test_of_a_large_folder_it_is_said_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = folder_of(tmp_path, train=range(20), test=range(10, 20))
+    total = sum(path.stat().st_size for path in (folder / "train").rglob("*.png"))
+    monkeypatch.setattr(overlap, "WHOLE_BYTES", total)
+    assert repeated(load("folder", folder)), "all files of either part have been read for the record"
+    monkeypatch.setattr(overlap, "WHOLE_BYTES", 100)
+    (note,) = load("folder", folder).notes
+    assert "(test among training images, validation among training images)" in note
+
+
+@pytest.mark.parametrize("name", ["folder", "npz"])
+def test_copies_in_a_drawn_validation_part_are_counted(tmp_path: Path, name: str) -> None:
+    if name == "folder":
+        folder = folder_of(tmp_path, train=range(20), test=range(20, 30))
+        for path in list((folder / "train").rglob("*.png")):
+            shutil.copy(path, path.with_name(f"{path.stem} (1).png"))
+    else:
+        folder = archives_of(tmp_path, test=range(20, 30))
+        np.savez(tmp_path / "train.npz", images=np.concatenate([IMAGES[:20]] * 2), labels=np.arange(40) % 2)
+    splits = load(name, folder)
+    train, val = (part.batch(torch.arange(len(part)), "cpu")[0].numpy() for part in (splits.train, splits.val))
+    seen = {image.tobytes() for image in train}
+    count = sum(image.tobytes() in seen for image in val)
+    (note,) = repeated(splits)
+    assert count and note.startswith(f"{count} of {len(val)} validation images") and "the set holds copies" in note
+    assert repeated(load(name, folder, val_fraction=0)) == []
+
+
+def test_a_validation_part_that_is_a_copy_of_the_test_is_noted(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, train=range(20), test=range(20, 30))
+    shutil.copytree(folder / "test", folder / "val")
+    (note,) = load("folder", folder).notes
+    assert note.startswith("10 of 10 test images are also validation images, so that the test is of images that the ")

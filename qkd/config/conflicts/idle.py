@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
+from qkd.image_size import height_width
+
 if TYPE_CHECKING:
     from qkd.config.bind_faults import Fault
+    from qkd.config.data import DataConfig
     from qkd.config.experiment import RunConfig, StudentConfig
 
 MOST_BITS = 4  # of weights that the rules act on, as in quantizers.recipes.codes; a test keeps them equal
@@ -40,6 +43,7 @@ def idle_faults(config: RunConfig) -> Iterator[Fault]:
             "`keep: best` keeps the teacher of one epoch and the branches of the last, which read other features "
             "(student.rotations.teacher_branches.joint); use keep: last",
         )
+    yield from _idle_sizes(config.data)
     yield from _idle_rules(student)
     if student.data_free is not None:
         own = student.data_free
@@ -75,6 +79,24 @@ def _idle_temperatures(student: StudentConfig) -> Iterator[Fault]:
 
 def _is_set(section: BaseModel, key: str) -> bool:
     return bool(getattr(section, key) != type(section).model_fields[key].default)
+
+
+def _idle_sizes(data: DataConfig) -> Iterator[Fault]:
+    given = {"resize_size": data.resize_size, "interpolation": data.interpolation}
+    for key, default in (("resize_size", None), ("interpolation", "bilinear")):
+        if data.preprocess is not None and given[key] != default:
+            yield (
+                ("data", key),
+                f"`preprocess` also sets it, as the weights need it, so that {given[key]} has no effect; leave it out, "
+                "or give mean, std and sizes in place of `preprocess`",
+            )
+    size = None if data.image_size is None else min(height_width(data.image_size))
+    if data.preprocess is None and data.resize_size is not None and size is not None and data.resize_size < size:
+        yield (
+            ("data", "resize_size"),
+            f"{data.resize_size} is below `image_size`, so that the image would not cover it; give {size} or more, or "
+            "a smaller `image_size`",
+        )
 
 
 def _idle_rules(student: StudentConfig) -> Iterator[Fault]:

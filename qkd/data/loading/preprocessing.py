@@ -11,9 +11,12 @@ if TYPE_CHECKING:
 
 
 def preprocessed(config: DataConfig) -> DataConfig:
-    """Return a data section with the values that ``preprocess`` stands for; other given values are kept.
+    """Return a data section with the values that ``preprocess`` stands for.
 
-    A set that is not a folder keeps the size of its images unless ``image_size`` is given.
+    ``image_size``, ``channels`` and ``resize`` are kept if given. Mean, std, ``resize_size`` and ``interpolation`` are
+    those of the weights: a new config that gives any of them, too, is refused. One of an older run is read as it was
+    then, so that its images stay the same. A set that is not a folder keeps the size of its images unless
+    ``image_size`` is given.
 
     Args:
         config: The ``data`` section of an experiment.

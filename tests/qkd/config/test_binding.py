@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,33 @@ def test_keys_without_effect_are_faults(change: str) -> None:
     assert any(
         line.startswith(f"config.{IDLE[change]}") for line in faults_of(apply_overrides(small(), [change, *agent]))
     )
+
+
+SIZES = {
+    (
+        "image_size: 48",
+        "resize_size: 40",
+    ): "data.resize_size: 40 is below `image_size`, so that .* give 48 or more, or a",
+    ("image_size: [64, 32]", "resize_size: 31"): "data.resize_size: 31 is below",
+    (
+        "preprocess: torchvision/resnet18",
+        "resize_size: 300",
+    ): "data.resize_size: `preprocess` also sets it, .* leave it",
+    ("preprocess: torchvision", "interpolation: bicubic"): "data.interpolation: `preprocess` also sets it, .*bicubic",
+    ("image_size: [64, 32]", "resize_size: 32"): "",
+    ("preprocess: torchvision", "interpolation: bilinear"): "",  # as `qkd show` writes it
+}
+
+
+@pytest.mark.parametrize("keys", SIZES)
+def test_sizes_that_would_not_be_used_are_refused_in_new_configs(keys: tuple[str, ...]) -> None:
+    made = small(data=yaml.safe_load("{name: folder, path: somewhere, " + ", ".join(keys) + "}"))
+    assert bind(made, is_stored=True).data.name == "folder", "a run of before is still read"
+    if not SIZES[keys]:
+        assert bind(made).data.name == "folder"
+        return
+    (fault,) = faults_of(made)
+    assert re.match(f"config.{SIZES[keys]}", fault), fault
 
 
 @pytest.mark.parametrize("change", LISTS)

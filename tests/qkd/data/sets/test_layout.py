@@ -160,6 +160,12 @@ def test_preprocess_is_that_of_the_weights(tmp_path: Path) -> None:
         (("train", "dev"), "dev", "val"),
         (("train", "val", "valid", "test"), "valid", "val"),
         (("train", "TEST"), "TEST", "test"),
+        (("training_set", "test_set"), "test_set", "test"),
+        (("seg_train", "seg_test", "seg_pred"), "seg_test", "test"),
+        (("TrainImages", "valImages"), "TrainImages", "train"),
+        (("train2017", "val2017"), "train2017", "train"),
+        (("Train", "test"), "Train", "train"),
+        (("train-set", "valid"), "train-set", "train"),
     ],
 )
 def test_folders_that_are_named_almost_like_parts_are_refused(
@@ -172,7 +178,10 @@ def test_folders_that_are_named_almost_like_parts_are_refused(
         layout_of(tmp_path, lambda name: name.startswith("."))
 
 
-@pytest.mark.parametrize("names", [("running", "training", "walking"), ("dev", "ops"), ("test", "exam")])
+@pytest.mark.parametrize("names", [
+    ("running", "training", "walking"), ("dev", "ops"), ("test", "exam"), ("train_freight", "train_local"),
+    ("test_tube", "training_shoe", "vase"), ("constrained", "contested"),
+])  # fmt: skip
 def test_classes_may_have_such_names(tmp_path: Path, names: tuple[str, ...]) -> None:
     for name in names:
         (tmp_path / name).mkdir()
@@ -197,6 +206,22 @@ def test_a_stated_shorter_side_is_torchvisions_transform(tmp_path: Path, size: t
     assert np.array_equal(found, program.read_image(str(tmp_path / "a.png"), facts)[0])
     assert found.shape == wanted.shape and np.abs(found.astype(int) - wanted).max() <= 1
     assert (found == wanted).mean() > 0.98, "Pillow may take rows first, which rounds a value apart here and there"
+
+
+def test_a_shorter_side_without_effect_is_noted(tmp_path: Path) -> None:
+    """Configs of older runs may have one; new ones are refused (tests of conflicts)."""
+    fill(tmp_path, 5)
+
+    def noted(**settings: Any) -> list[str]:
+        return [note for note in load(tmp_path, **settings).notes if note.startswith("data.")]
+
+    assert noted(image_size=6, resize_size=7) == noted(image_size=6) == []
+    below = "data.resize_size: not used, because it is below the size of the images, 6"
+    assert noted(image_size=6, resize_size=5) == [below]
+    assert noted(preprocess="torchvision/resnet18", resize_size=9, interpolation="bicubic") == [
+        "data.interpolation: not used, because `preprocess` sets it to bilinear",
+        "data.resize_size: not used, because `preprocess` sets it to 256",
+    ]
 
 
 def test_images_that_move_to_the_validation_part_are_noticed(tmp_path: Path) -> None:

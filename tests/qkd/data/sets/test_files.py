@@ -105,7 +105,7 @@ def test_files_in_class_folders_that_are_not_read_are_listed(tmp_path: Path) -> 
     fill(tmp_path, "a", "b")
     assert load(tmp_path).notes == ()
     for name, content in {
-        "one": encoded("JPEG", seed=90), "two.jpg_large": encoded("JPEG", seed=91), "three.PNM": encoded("PPM", seed=92),
+        "one": encoded("JPEG", seed=90), "two.jpg_large": encoded("JPEG", seed=91), "three.PNM": encoded("PPM"),
         "four": b"", "five.npy": b"x", "labels.csv": b"x", "README.md": b"x", "x.xml": b"", "x.JSON": b"",
         "x.txt": b"", "Thumbs.db": b"x",
     }.items():  # fmt: skip

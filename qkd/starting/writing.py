@@ -15,6 +15,7 @@ from qkd.config.filling import TUNING_LR
 from qkd.files import write_text
 from qkd.files.yaml_text import parse_yaml
 from qkd.foreign.user_code import file_of, is_place, place_fault
+from qkd.foreign.shown import shown_line
 from qkd.image_size import height_width
 from qkd.nets import WeightsError, build_net, load_weights
 from qkd.nets.imagenet import IMAGENET, weights_file
@@ -26,6 +27,7 @@ SMALL = 64  # pixels per side up to which a net for small images is proposed
 STEPS_AN_EPOCH = 10  # minimum: with fewer, a net learns little in thirty epochs
 LARGEST_BATCH, SMALLEST_BATCH = 128, 8
 TUNING_EPOCHS = 10
+_PLAIN = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./-]*(:[A-Za-z_]\w*)?")  # text that may need no quotes
 _CODE = re.compile(r"w([2-8])a([2-8])")
 
 
@@ -54,7 +56,7 @@ class FirstConfig:
         """Return what was found and written, and what to do next."""
         seen = [] if self.look is None else [self.look.to_text()]
         note = [f"weights: {self.note}"] if self.note else []
-        file = shlex.quote(self.file.as_posix())
+        file = _argument(self.file)
         next_steps = f"next: qkd run {file} --dry-run   (two batches of everything), then: qkd run {file}"
         return "\n".join([*seen, *note, f"wrote {self.file.as_posix()}", next_steps])
 
@@ -100,7 +102,7 @@ def first_config(
 def _text(head: str, name: str, data: str, teacher: str, bits: tuple[int, int]) -> str:
     return f"""{head}
 # `qkd show FILE` prints all keys with their values, `qkd show --explain KEY` what a key means.
-name: {name}                     # results go to runs/{name}
+name: {_scalar(name)}                     # results go to runs/{name}
 data: {data}
 teacher: {teacher}
 student:                         # same net as the teacher, starts from its weights (or: net: ...)
@@ -112,8 +114,14 @@ student:                         # same net as the teacher, starts from its weig
 def _head(look: Look | None, folder: Path | None) -> str:
     if look is None:
         return "# Written by `qkd init`: uses handwritten digits in place of your images (qkd init FOLDER)."
-    lines = [f"# Written by `qkd init {shlex.quote(str(folder))}`: {look.words};", f"# {look.held_out}."]
-    return "\n".join(lines)
+    command = shown_line(f"qkd init {_argument(folder or Path())}")  # a newline in a name would end the comment
+    return f"# Written by `{command}`: {look.words};\n# {look.held_out}."
+
+
+def _argument(path: Path) -> str:
+    """Return a path as a shell and `qkd` read it: not as an option, nor as a home folder."""
+    text = path.as_posix()
+    return shlex.quote(f"./{text}" if text.startswith(("-", "~")) else text)
 
 
 def _data(look: Look | None, folder: Path | None, start: dict[str, Any]) -> str:
@@ -139,9 +147,12 @@ def _flow(values: dict[str, Any]) -> str:
 def _scalar(value: Any) -> str:
     if isinstance(value, dict):
         return _flow(value)
-    if isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9_./-]*[A-Za-z_./][A-Za-z0-9_./-]*(:[A-Za-z_]\w*)?", value):
+    if not isinstance(value, str):
+        return json.dumps(value)  # which is YAML, too
+    if _PLAIN.fullmatch(value) and parse_yaml(value) == value:  # 2024, 1e5, null and true are not text in YAML
         return value
-    return json.dumps(value)  # which is YAML, too
+    quoted = json.dumps(value, ensure_ascii=False)  # YAML has no pairs of escapes for one character
+    return "".join(letter if letter.isprintable() else f"\\U{ord(letter):08x}" for letter in quoted)
 
 
 def _net_for(look: Look | None) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from PIL import Image
 
 from qkd.cli import main
+from qkd.cli.entry import parse
 from qkd.config.binding import load_config
 from qkd.nets import build_net
 from qkd.testing import write_npz_set
@@ -101,6 +104,28 @@ def test_own_net_and_weights_with_another_head(home: Path, capsys: pytest.Captur
     assert config.teacher.train is not None and config.teacher.train.lr == 0.01
     found = init(capsys, *words, "--weights", "same.pth", "--force")
     assert "they fit" in found["note"] and load_config("configs/new.yaml").teacher.train is None
+
+
+NAMES = [
+    "2024", "1e5", "0x1F", "null", "true", "no", "2024-05-01", "12:30", "-x", "~tilde", "my images", "fotos\U0001f600",
+    "it's", "a:b #c", "{curly}", "x,y", "two\nlines", "cut\u2028line", "[1]", ".5", "b\u00fcro",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_folders_of_any_name_are_found_by_the_config_and_the_next_command(
+    home: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    paint(home / name, 10)
+    assert main(["init", f"./{name}", "--net", "resnet8"]) == 0
+    said = capsys.readouterr().out
+    if name.isprintable():  # others are shown with their control characters escaped
+        command = shlex.split(re.search(r"then: (qkd run .*)", said)[1])  # type: ignore[index]
+        assert Path(parse(command[1:]).config).is_file()
+    (file,) = home.glob("*.yaml")
+    config = load_config(file)
+    assert config.data.path is not None and config.data.path.resolve() == home / name
+    assert re.fullmatch(r"[\w.-]+", config.name)
 
 
 def loose(folder: Path) -> None:

@@ -14,8 +14,8 @@ from qkd.config.binding import bind, name_of
 from qkd.config.filling import TUNING_LR
 from qkd.files import write_text
 from qkd.files.yaml_text import parse_yaml
-from qkd.foreign.user_code import file_of, is_place, place_fault
 from qkd.foreign.shown import shown_line
+from qkd.foreign.user_code import file_of, is_place, place_fault
 from qkd.image_size import height_width
 from qkd.nets import WeightsError, build_net, load_weights
 from qkd.nets.imagenet import IMAGENET, weights_file

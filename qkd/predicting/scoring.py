@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -15,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qkd.failures import ConfigError, UsageError
+from qkd.predicting.own_images import OwnRun, own_run, splits_of
 from qkd.predicting.predict import InputError, Model, from_array, read_image
 from qkd.report.caveats import interval_text, wilson
 from qkd.report.findings.confusion import class_name
@@ -36,12 +35,18 @@ class LabeledImages:
         classes: Names; a label is an index into them.
         batches: uint8 ``[images, height, width, channels]`` and labels int64 ``[images]``, once.
         shape: Height, width and channels of the stored images, if all have the same; None for image files.
+        files: The image files, or the archive; empty for a set that torchvision or scikit-learn provides.
+        is_divided: Whether a config draws them from the set of the file's own run, in another way than the run.
+        notes: What of a folder is not read.
     """
 
     count: int
     classes: tuple[str, ...]
     batches: Batches
     shape: tuple[int, int, int] | None = None
+    files: tuple[Path, ...] = ()
+    is_divided: bool = False
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -106,10 +111,10 @@ def score_file(path: Path, data: str) -> Score:
     Raises:
         UsageError: If ``data`` is none of these, or its classes are not the file's.
         InputError: If the file or an image cannot be used.
-        ValueError: If a config is wrong, or its data set cannot be read.
+        ValueError: If a config is wrong, or its data set cannot be read, or is not what its run began with.
     """
-    model = Model(str(path))
-    found = labeled_images(data, model)
+    model, run = Model(str(path)), own_run(path)
+    found = labeled_images(data, model, run)
     confusion = np.zeros((0, 0), np.int64)
     for images, labels in found.batches:
         scores = model.scores(images)
@@ -121,34 +126,9 @@ def score_file(path: Path, data: str) -> Score:
         np.add.at(confusion, (labels, scores.argmax(1)), 1)
     rows = tuple(tuple(int(count) for count in row) for row in confusion)
     names = tuple(model.classes) or found.classes
-    notes = (*_notes(path, data), *_converted(found, model))
+    learned = () if run is None else run.note(found.files, is_divided=found.is_divided)
+    notes = (*learned, *found.notes, *_converted(found, model))
     return Score(str(path), data, int(confusion.sum()), int(np.trace(confusion)), names, rows, notes)
-
-
-def _notes(path: Path, data: str) -> tuple[str, ...]:
-    """Return a note if the images are of the set that the file's own run was trained on, but not its test set."""
-    from qkd.config.binding import load_config
-    from qkd.roles.stored import stored_config
-
-    run, given = path.resolve().parent.parent, Path(data)
-    try:
-        own = stored_config(run).data
-        if own.path is None:
-            return ()
-        if given.is_dir() and not (given / "config.yaml").is_file():
-            is_whole = not any((given / part).exists() for part in (*PARTS, "test.npz"))
-            is_trained_on = is_whole and given.resolve() == Path(own.path).resolve()
-        else:
-            other = load_config(str(given / "config.yaml") if given.is_dir() else data).data
-            keys = ("name", "path", "test_fraction", "split_seed")
-            same = [getattr(own, key) == getattr(other, key) for key in keys]
-            is_trained_on = all(same[:2]) and not all(same[2:])
-    except (ValueError, OSError):  # no run's file, or no config
-        return ()
-    if not is_trained_on:
-        return ()
-    again = f"`qkd val {shlex.quote(str(run))} {shlex.quote(str(run))}`"
-    return (f"the student was trained on some of these images; {again} scores it on its test images alone",)
 
 
 def _converted(found: LabeledImages, model: Model) -> tuple[str, ...]:
@@ -160,66 +140,74 @@ def _converted(found: LabeledImages, model: Model) -> tuple[str, ...]:
     return (f"the images are {theirs} (height, width, channels); they were converted to the model's {ours}",)
 
 
-def labeled_images(data: str, model: Model) -> LabeledImages:
+def labeled_images(data: str, model: Model, run: OwnRun | None = None) -> LabeledImages:
     """Return the images that ``data`` refers to, with labels in the order of the model's classes.
+
+    Args:
+        data: As for :func:`score_file`.
+        model: The file that is scored.
+        run: The run that it was exported by, if any.
 
     Raises:
         UsageError: If there are none, or their classes are not the model's.
-        ValueError: If a config is wrong, or its data set cannot be read.
+        ValueError: If a config is wrong, or its data set cannot be read, or is not what its run began with.
     """
     path = Path(data)
     if path.is_dir() and (path / "config.yaml").is_file():
-        return _of_config(str(path / "config.yaml"), model)
+        return _of_config(str(path / "config.yaml"), model, run)
     if path.is_dir():
         archive = path / "test.npz"
         return _of_archive(archive, model) if archive.is_file() else _of_folder(path, model)
     if path.is_file() and path.suffix == ".npz":
         return _of_archive(path, model)
-    return _of_config(data, model)
+    return _of_config(data, model, run)
 
 
 def _of_folder(path: Path, model: Model) -> LabeledImages:
-    from qkd.data.sets.folder import is_hidden
-    from qkd.data.sets.images import IMAGE_SUFFIXES
+    from qkd.data.sets.folder import class_files
 
-    root = next((path / part for part in PARTS if (path / part).is_dir()), path)
-    folders = sorted(one for one in root.iterdir() if one.is_dir() and not is_hidden(one.name))
+    root = next((path / part for part in PARTS if _is_part(path / part, model)), path)
+    folders = _folders_in(root)
     if not folders:
         raise UsageError(f"{path}: has no class folders; needs {root}/<class>/*.png|jpg|..., or test.npz")
-    classes = _labels_of([one.name for one in folders], model, path)
-    files = [
-        (file, classes[folder.name])
-        for folder in folders
-        for file in sorted(folder.rglob("*"))
-        if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file() and not _is_hidden(file, folder)
-    ]
-    if not files:
-        raise UsageError(f"{path}: its class folders hold no images ({', '.join(IMAGE_SUFFIXES)})")
+    classes = _labels_of(folders, model, path)
+    found, notes = class_files(root)
+    files = [(file, classes[name]) for name, some in found.items() for file in some]
     names = tuple(model.classes) or tuple(classes)
-    return LabeledImages(len(files), names, _read_files(files, model))
+    return LabeledImages(
+        len(files), names, _read_files(files, model), files=tuple(file for file, _ in files), notes=notes
+    )
 
 
-def _is_hidden(file: Path, folder: Path) -> bool:
+def _folders_in(path: Path) -> list[str]:
     from qkd.data.sets.folder import is_hidden
 
-    return any(is_hidden(part) for part in file.relative_to(folder).parts)
+    return sorted(one.name for one in path.iterdir() if one.is_dir() and not is_hidden(one.name))
 
 
-def _composed(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
+def _is_part(path: Path, model: Model) -> bool:
+    """Return whether a folder is a part of a set: it has class folders. A class may be called `test`, too."""
+    from qkd.data.sets.folder import composed
+
+    if not path.is_dir() or not (folders := _folders_in(path)):
+        return False
+    known = {composed(name) for name in model.classes}
+    return composed(path.name) not in known or any(composed(name) in known for name in folders)
 
 
 def _labels_of(names: Sequence[str], model: Model, where: Path) -> dict[str, int]:
+    from qkd.data.sets.folder import composed
+
     if not model.classes:
         return {name: label for label, name in enumerate(names)}
-    labels = {_composed(name): label for label, name in enumerate(model.classes)}  # macOS decomposes accents
-    unknown = [name for name in names if _composed(name) not in labels]
+    labels = {composed(name): label for label, name in enumerate(model.classes)}  # macOS decomposes accents
+    unknown = [name for name in names if composed(name) not in labels]
     if unknown:
         raise UsageError(
             f"{where}: the model does not have class {', '.join(map(repr, unknown[:3]))}; it has "
             f"{', '.join(map(repr, model.classes[:8]))}{', ...' if len(model.classes) > 8 else ''}"
         )
-    return {name: labels[_composed(name)] for name in names}
+    return {name: labels[composed(name)] for name in names}
 
 
 def _read_files(files: Sequence[tuple[Path, int]], model: Model) -> Batches:
@@ -251,7 +239,9 @@ def _of_archive(path: Path, model: Model) -> LabeledImages:
         from qkd.data.sets.arrays import read_class_names
 
         _require_same_classes(str(beside), read_class_names(beside, images=len(labels)), model)
-    return LabeledImages(len(labels), classes, _parts(images, labels.astype(np.int64), model), _shape_of(images))
+    return LabeledImages(
+        len(labels), classes, _parts(images, labels.astype(np.int64), model), _shape_of(images), (path,)
+    )
 
 
 def _shape_of(images: npt.NDArray[Any]) -> tuple[int, int, int] | None:
@@ -267,20 +257,24 @@ def _parts(images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], model: 
         yield from_array(images[start : start + BATCH], model.facts), labels[start : start + BATCH]
 
 
-def _of_config(config: str, model: Model) -> LabeledImages:
+def _of_config(config: str, model: Model, run: OwnRun | None) -> LabeledImages:
     from qkd.checking import name_faults
     from qkd.config.binding import find_config, load_config
-    from qkd.data import load_splits
 
     try:
-        find_config(config)
+        file = find_config(config)
     except ConfigError as error:
         raise UsageError(f"{error} (DATA is a folder of class folders, an npz file, a config or a run)") from error
     settings = load_config(config, [], checks=(name_faults,))
-    splits = load_splits(settings.data, seed=settings.seed)
+    splits, data = splits_of(settings, file, run), settings.data
     _require_same_classes(config, splits.classes, model)
     channels, height, width = splits.test.image_shape
-    return LabeledImages(len(splits.test), tuple(splits.classes), _of_split(splits, model), (height, width, channels))
+    archive = () if data.name != "npz" or data.path is None else (data.path / "test.npz",)
+    return LabeledImages(
+        len(splits.test), tuple(splits.classes), _of_split(splits, model), (height, width, channels),
+        files=getattr(splits.test, "files", archive),
+        is_divided=run is not None and run.has_set(data) and run.divides_otherwise(data),
+    )  # fmt: skip
 
 
 def _require_same_classes(where: str, names: Sequence[str], model: Model) -> None:

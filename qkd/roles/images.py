@@ -67,7 +67,7 @@ def stored_images(config: RunConfig, folder: Path) -> Splits:
         qkd.data.DataError: If they cannot be read, or are not those that the run was started with.
     """
     splits = load_splits(config.data, seed=config.seed)
-    if splits.facts is not None and (then := _recorded(folder)) is not None:
+    if splits.facts is not None and (then := recorded_facts(folder)) is not None:
         _refuse_changes(folder, then, splits.facts)
     return _as_its_teacher(splits, folder)
 
@@ -129,7 +129,7 @@ def require_same_images(run: RunFolder, other: Path, progress: Progress) -> None
     Raises:
         qkd.data.DataError: If they differ, or the other run has no record of its images.
     """
-    now, then = read_facts(run.config.data), _recorded(other)
+    now, then = read_facts(run.config.data), recorded_facts(other)
     if then is None:
         raise DataError(f"{other} has no record of its images ({FILE}), so they cannot be compared with this run's")
     lines = changes(then, now)
@@ -139,7 +139,7 @@ def require_same_images(run: RunFolder, other: Path, progress: Progress) -> None
 
 
 def _hold(run: RunFolder, now: DataFacts, notes: tuple[str, ...], progress: Progress) -> None:
-    then = _recorded(run.path)
+    then = recorded_facts(run.path)
     if then is not None:
         _refuse_changes(run.path, then, now)
         return
@@ -151,7 +151,15 @@ def _hold(run: RunFolder, now: DataFacts, notes: tuple[str, ...], progress: Prog
     write_json(run.path / FILE, now.to_json())
 
 
-def _recorded(folder: Path) -> DataFacts | None:
+def recorded_facts(folder: Path) -> DataFacts | None:
+    """Return what a run folder recorded of its images; None if it has no record.
+
+    Args:
+        folder: The run folder.
+
+    Raises:
+        qkd.data.DataError: If the record is damaged.
+    """
     path = folder / FILE
     try:
         return DataFacts.from_json(read_json(path))

@@ -312,6 +312,7 @@ def test_val_notes_images_that_the_student_was_trained_on(
         Image.fromarray(image).save(whole / classes[label] / f"{number}.png")
     copy = tmp_path / "copy"
     shutil.copytree(run.path, copy)
+    (copy / "data.json").unlink()  # which would be of another set
     values = run.config.model_dump(mode="json")
     values["data"] |= {"name": "folder", "path": str(whole)}
     (copy / "config.yaml").write_text(yaml.safe_dump(values))

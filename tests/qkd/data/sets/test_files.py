@@ -16,7 +16,7 @@ from PIL import Image
 from qkd.config import DataConfig
 from qkd.data import DataError, Splits, load_splits
 from qkd.data.sets import images, jpeg
-from qkd.data.sets.images import decode, is_image, read_headers, require_whole
+from qkd.data.sets.images import decode, is_image, require_whole
 from qkd.predicting import predict as program
 
 NOISE = np.random.default_rng(0).integers(0, 256, (60, 50, 3), dtype=np.uint8)
@@ -141,16 +141,14 @@ def test_two_folders_of_one_class_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("orientation", [1, 3, 6])
 @pytest.mark.parametrize("kind", ["tif", "jpg", "png"])
 def test_of_the_stated_formats_only_tiff_is_turned(tmp_path: Path, kind: str, orientation: int) -> None:
-    """Pillow turns TIFF files as it decodes them. Training, predictor and header must agree, as the guide says."""
+    """Pillow turns TIFF files as it decodes them. Training and predictor agree, as the guide says."""
     path, exif = tmp_path / f"x.{kind}", Image.Exif()
     exif[0x0112] = orientation
     stored = {"compression": None, "tiffinfo": {0x0112: orientation}} if kind == "tif" else {"exif": exif}
     Image.fromarray(NOISE).save(path, **stored)
-    (header,) = read_headers([path])
-    facts = {"input_mean": [0.5] * 3, "input_size": [header.height, header.width], "resize": "crop"}
-    found = decode(path, channels=3, image_size=(header.height, header.width)).permute(1, 2, 0).numpy()
-    assert np.array_equal(found, program.read_image(str(path), facts)[0])
     turned = {1: NOISE, 3: np.rot90(NOISE, 2), 6: np.rot90(NOISE, -1)}[orientation if kind == "tif" else 1]
-    assert found.shape == turned.shape
-    if kind != "jpg":
-        assert np.array_equal(found, turned)
+    size = turned.shape[0], turned.shape[1]
+    facts = {"input_mean": [0.5] * 3, "input_size": list(size), "resize": "crop"}
+    found = decode(path, channels=3, image_size=size).permute(1, 2, 0).numpy()
+    assert np.array_equal(found, program.read_image(str(path), facts)[0])
+    assert kind == "jpg" or np.array_equal(found, turned)

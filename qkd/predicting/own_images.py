@@ -77,7 +77,7 @@ class OwnRun:
 
 
 def own_run(model: Path) -> OwnRun | None:
-    """Return the run that a file was exported by; None if it lies in none.
+    """Return the run that a file was exported by; None if it is in none.
 
     Args:
         model: The ONNX file.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -13,7 +14,7 @@ from export.defaults import BATCH_SIZE, RANGES, ROUNDS, THREADS, WARMUP
 from export.devices import onboard
 from export.devices.connections.adb import AdbShell
 from export.devices.connections.address import Device, DeviceError
-from export.devices.connections.shell import Content, Say, Shell, size_of
+from export.devices.connections.shell import Content, Say, Shell, blocks_of, size_of
 from export.devices.connections.ssh import SshShell
 from export.devices.links import Link, LocalLink, RemoteLink
 from export.devices.perf_test import PerfTestLink
@@ -117,7 +118,8 @@ def measure_on(
 
     Raises:
         ValueError: If there is no model, a model cannot be fed or loaded or is for another runtime, the provider or
-            affinity is not there, or a model's outputs under the low-bit provider are not those of the CPU's.
+            affinity is not there, a model's outputs under the low-bit provider are not those of the CPU's, or a file
+            changed meanwhile.
         FileNotFoundError: If a file does not exist.
         ImportError: If onnxruntime is missing on this machine and this is where to measure.
         DeviceError: If the device cannot be reached, lacks something, or fails. If a provider or runtime besides the
@@ -134,6 +136,7 @@ def measure_on(
             say(sentence)
     probe = link.probe()
     probe.check()
+    hashes = _hashes(paths)
     fitted = {name: fit_storage(Path(path), probe.loads) for name, path in paths.items()}
     names = {name: f"{number}.onnx" for number, name in enumerate(paths)}
     files: dict[str, Content] = {names[name]: one.content for name, one in fitted.items()}
@@ -145,6 +148,9 @@ def measure_on(
     if not device.is_local:
         probe.check_room(sum(map(size_of, files.values())))
     answer = link.run(job, files, say)
+    if changed := [str(paths[name]) for name, then in _hashes(paths).items() if then != hashes[name]]:
+        raise ValueError(f"{', '.join(changed)}: changed while it was measured, so the times are of no known file; "
+                         f"measure again")  # fmt: skip
     failed = failed_entries(answer, entries)
     untaken = left_out(answer, entries)
     missing = {**untaken, **failed}
@@ -163,6 +169,7 @@ def measure_on(
             interleaved_with=tuple(other.title for other in rows if other is not row),
             provider=row.provider,
             model=row.entry.model,
+            sha256=hashes[row.entry.model] or "",
             **shared,
         )
         for row in rows
@@ -248,6 +255,21 @@ def check_files(paths: Mapping[str, str | PathLike[str]]) -> None:
     for path in paths.values():
         if not Path(path).is_file():
             raise FileNotFoundError(f"no model file at {path}")
+
+
+def _hashes(paths: Mapping[str, str | PathLike[str]]) -> dict[str, str | None]:
+    """Return the SHA-256 of each file; None for one that is gone."""
+    hashes: dict[str, str | None] = {}
+    for name, path in paths.items():
+        digest = hashlib.sha256()
+        try:
+            for block in blocks_of(Path(path)):
+                digest.update(block)
+        except FileNotFoundError:
+            hashes[name] = None
+        else:
+            hashes[name] = digest.hexdigest()
+    return hashes
 
 
 def _job(models: list[dict[str, Any]], settings: Settings, device: Device) -> dict[str, Any]:

@@ -9,11 +9,13 @@ import secrets
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import onnx
 
 from export.devices.connections.address import Device, DeviceError
+from export.devices.connections.answer import between_marks, marked
 from export.devices.connections.capture import Captured, printable
 from export.devices.connections.shell import Content, Say, Shell
 from export.devices.links import PROBE_S, work_folder
@@ -45,6 +47,8 @@ STATE = (
     "cat /sys/devices/system/cpu/cpu*/cpufreq/scaling_cur_freq; echo ==; "
     "cat /sys/class/thermal/thermal_zone*/temp; echo ==; cat /proc/loadavg"
 )
+ALLOWED = "grep Cpus_allowed_list: /proc/self/status"
+MOST_CPUS = 1 << 16  # a device's text must not fill the memory
 FACTS = "uname -m; uname -sr; getprop ro.product.model; echo ==; cat /proc/meminfo; echo ==; cat /proc/cpuinfo"
 
 
@@ -119,6 +123,7 @@ class PerfTestLink:
             if entry["provider"] not in NAMES:
                 known = ", ".join(NAMES)
                 raise ValueError(f"onnxruntime_perf_test: provider {entry['provider']!r} is not one of {known}")
+        self._check_affinity(job["affinity"])
         shapes = {entry["key"]: _input_shape(entry["name"], files[entry["file"]]) for entry in entries}
         models = {entry["title"]: entry for entry in entries}
         wanted = {entry["file"]: files[entry["file"]] for entry in entries}
@@ -129,6 +134,7 @@ class PerfTestLink:
             after = self._conditions()
         machine, threads = self._machine(), job["threads"]
         cores = machine["cores"] or max(threads, 1)
+        usable = len(set(job["affinity"])) or cores
         rows = {
             entry["key"]: {"notes": [], "input_shape": shapes[entry["key"]], "images": 0, **combine(blocks[title])}
             for title, entry in models.items()
@@ -140,7 +146,7 @@ class PerfTestLink:
             "before": before,
             "after": after,
             "done": {"warmup": TURNS * WARM_UP, "rounds": TURNS * _block(job["rounds"]), "spinning": threads > 1},
-            "notes": [NOTE, *runner.condition_notes(before, after, threads, cores)],
+            "notes": [NOTE, *runner.condition_notes(before, after, threads, cores, usable)],
         }
 
     def _take_turns(
@@ -166,7 +172,7 @@ class PerfTestLink:
     ) -> Captured:
         # -I: random input, free axes are 1; -o 99: all optimizations; -s: print percentiles
         options = f"-I -m times -r {rounds} -x {threads} -e {provider} -o 99 -s"
-        pinned = f"taskset {sum(1 << cpu for cpu in affinity):x} " if affinity else ""
+        pinned = f"taskset {_mask(affinity)} " if affinity else ""
         limit_s = min(limit_s, self.device.timeout_s)
         # the device ends it, too, where it can: nothing else would, once the caller is gone
         bound = f"timeout {math.ceil(limit_s) + GRACE_S}"
@@ -175,7 +181,7 @@ class PerfTestLink:
             f"if command -v {self.tool} >/dev/null 2>&1 && {bound} true 2>/dev/null; then bound='{bound}'; fi; "
             f"$bound {pinned}{self.tool} {options} {shlex.quote(file)}"
         )
-        return self.shell.call(script, timeout_s=limit_s)
+        return self._marked(script, limit_s)
 
     def _machine(self) -> dict[str, Any]:
         text = self._ask(FACTS)
@@ -213,12 +219,48 @@ class PerfTestLink:
         }
 
     def _ask(self, script: str) -> str:
-        done = self.shell.call(f"{{ {script}; }} 2>/dev/null", timeout_s=min(PROBE_S, self.device.timeout_s))
+        done = self._marked(f"{{ {script}; }} 2>/dev/null", min(PROBE_S, self.device.timeout_s))
         return done.stdout.decode("utf-8", "replace")
+
+    def _marked(self, script: str, limit_s: float) -> Captured:
+        """Run a script; keep what it prints itself, not the greeting of a login."""
+        token = secrets.token_hex(8)
+        done = self.shell.call(marked(script, token), timeout_s=limit_s)
+        body = between_marks(done.stdout, token)
+        if body is None and done.code == 0:
+            words = printable(done.stdout.decode("utf-8", "replace")) or "nothing"
+            raise DeviceError(f"the device's output is cut off: it printed {words}; is its shell one of POSIX?")
+        return done if body is None else replace(done, stdout=body)
+
+    def _check_affinity(self, cpus: Sequence[int]) -> None:
+        """Raise unless ``taskset`` gives exactly these CPUs: Linux leaves out absent ones without an error."""
+        if not cpus:
+            return
+        text = self._ask(f"taskset {_mask(cpus)} grep Cpus_allowed_list: /proc/self/status; echo ==; {ALLOWED}")
+        given, has = ([*map(_cpu_list, text.split("=="))] + [None, None])[:2]
+        if given is None and (has is None or has.issuperset(cpus)):
+            return  # no taskset, or another one: measuring will say what is wrong
+        if given != set(cpus):
+            known = "unknown" if has is None else str(sorted(has))
+            absent = sorted(set(cpus) - (given or has or set()))
+            raise ValueError(f"affinity {list(cpus)}: CPUs {absent} are not there; the device's CPUs: {known}")
 
 
 def _words(done: Captured) -> str:
     return printable(done.stderr) or printable(done.stdout.decode("utf-8", "replace")) or "no reason given"
+
+
+def _mask(cpus: Sequence[int]) -> str:
+    return f"{sum(1 << cpu for cpu in set(cpus)):x}"
+
+
+def _cpu_list(text: str) -> set[int] | None:
+    """Return the CPUs of a line like ``Cpus_allowed_list: 0-3,6``; None if there is none."""
+    found = re.search(r"Cpus_allowed_list:\s*(\d[\d,-]*)", text)
+    if found is None:
+        return None
+    ends = [[int(end) for end in part.split("-") if end] for part in found[1].split(",") if part]
+    return {cpu for end in ends if end[-1] <= MOST_CPUS for cpu in range(end[0], end[-1] + 1)}
 
 
 def _block(rounds: int) -> int:

@@ -47,6 +47,7 @@ class LatencyReport:
         notes: What makes the figures doubtful: noise, throttling, other load.
         model: Name of the model; that of the report may also say the provider.
         claimed_nodes: Nodes that the low-bit provider took of the file; None under others, or if unknown.
+        sha256: Of the file that was measured, before it was repacked.
     """
 
     path: str
@@ -81,6 +82,7 @@ class LatencyReport:
     notes: tuple[str, ...] = field(default=())
     model: str = ""
     claimed_nodes: int | None = None
+    sha256: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain values."""

@@ -15,6 +15,26 @@ CRASHES = {4: "an illegal instruction", 6: "an abort", 7: "a bus error", 9: "a k
            14: "its time limit"}  # fmt: skip
 
 
+def marked(script: str, token: str) -> str:
+    """Return a script of sh that prints the two marks around the output of another, and ends with its exit code.
+
+    Args:
+        script: Of POSIX sh; it must not call ``exit``.
+        token: Made for this call, in hexadecimal digits.
+    """
+    return f"echo; echo '<<<qkd {token}'; {{ {script}; }}; code=$?; echo; echo 'qkd {token}>>>'; (exit $code)"
+
+
+def between_marks(stdout: bytes, token: str) -> bytes | None:
+    """Return the output between the two marks of a token; None if it is not there, or is cut off.
+
+    What a login prints, a greeting say, is before it.
+    """
+    _, found, rest = stdout.partition(f"<<<qkd {token}".encode())
+    body, ended, _ = rest.partition(f"qkd {token}>>>".encode())
+    return body if found and ended else None
+
+
 def read_answer(captured: Captured, token: str) -> dict[str, Any]:
     """Return the answer, its texts printable and bounded, its numbers finite.
 
@@ -26,10 +46,8 @@ def read_answer(captured: Captured, token: str) -> dict[str, Any]:
         DeviceError: If there is none, it is not JSON, or the runner reports a failure.
         ValueError: If the runner refused the request (a model it cannot feed, a provider it lacks).
     """
-    start, end = f"<<<qkd {token}".encode(), f"qkd {token}>>>".encode()
-    _, found, rest = captured.stdout.partition(start)
-    body, ended, _ = rest.partition(end)
-    if not found or not ended:
+    body = between_marks(captured.stdout, token)
+    if body is None:
         raise DeviceError(_no_answer(captured))
     try:
         value = _clean(json.loads(body.decode("utf-8"), parse_constant=lambda _: None), 0)

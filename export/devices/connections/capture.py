@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO
 
@@ -72,6 +72,7 @@ def capture(
 
     Raises:
         DeviceError: If it is not installed, does not end in time, or writes more than ``OUTPUT_LIMIT`` bytes.
+        OSError: If a block of ``stdin`` cannot be read here; the program is killed at once.
     """
     try:
         process = subprocess.Popen(
@@ -106,6 +107,7 @@ class _Running:
         self.process, self.say = process, say
         self.stdout, self.stderr = bytearray(), bytearray()
         self.excess = ""
+        self.fault: Exception | None = None  # why what was to be fed could not be read
         _RUNNING.add(self)
         self.threads = [
             threading.Thread(target=self._read_stdout, daemon=True),
@@ -131,6 +133,8 @@ class _Running:
             ) from error
         for thread in self.threads:
             thread.join(2.0)  # a background process may hold the pipes open
+        if self.fault is not None:
+            raise self.fault
         if self.excess:
             raise DeviceError(f"the device wrote more than {OUTPUT_LIMIT:,} bytes to {self.excess}; it was cut off")
         return code
@@ -150,12 +154,22 @@ class _Running:
     def _write(self, blocks: Iterable[bytes], closes: bool) -> None:  # noqa: FBT001
         pipe = self.process.stdin
         with contextlib.suppress(OSError, ValueError):  # it ended without reading: its exit code tells why
-            for block in blocks:
+            for block in self._read(blocks):
                 pipe.write(block)  # type: ignore[union-attr]
+            if self.fault is not None:
+                return
             if closes:
                 pipe.close()  # type: ignore[union-attr]
             else:
                 pipe.flush()  # type: ignore[union-attr]
+
+    def _read(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
+        """Yield blocks; if one cannot be read here, end the program, which would wait for the rest."""
+        try:
+            yield from blocks
+        except Exception as error:  # a file on a lost share, or one that is gone; `wait` raises it
+            self.fault = error
+            self.signal()
 
     def _read_stdout(self) -> None:
         for block in _blocks(self.process.stdout):

@@ -154,7 +154,9 @@ def run(job: dict[str, Any], folder: str) -> dict[str, Any]:
         say("{}: median {:.3f} ms".format(model.title, statistics(taken)["median_ms"]))
         results[model.key] = dict(model.facts(), **statistics(taken), **peak, **score(model, job, folder))
         results[model.key]["notes"] = peak.get("notes", []) + timing_notes(taken)
-    notes = condition_notes(before, after, job["threads"], os.cpu_count() or 1)
+    cores = os.cpu_count() or 1
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores  # pinned by then
+    notes = condition_notes(before, after, job["threads"], cores, usable)
     answer = {"models": results, "left_out": left_out, "not_measured": failed, "machine": machine(), "notes": notes}
     done = {"warmup": job["warmup"], "rounds": job["rounds"], "spinning": job["spinning"]}
     return dict(answer, before=before, after=after, done=done)
@@ -475,11 +477,14 @@ def pin(cpus: list[int]) -> None:
         return
     if not hasattr(os, "sched_setaffinity"):
         raise Refused(f"affinity {cpus}: this system cannot pin a process to CPUs")
+    has = sorted(os.sched_getaffinity(0))
     try:
         os.sched_setaffinity(0, cpus)
     except OSError as error:
-        has = sorted(os.sched_getaffinity(0))
         raise Refused(f"affinity {cpus}: {error.strerror}; this process may use CPUs {has}") from error
+    absent = sorted(set(cpus) - os.sched_getaffinity(0))
+    if absent:  # Linux leaves them out without an error
+        raise Refused(f"affinity {cpus}: CPUs {absent} are not there; this process may use CPUs {has}")
 
 
 def machine() -> dict[str, Any]:
@@ -570,8 +575,10 @@ def timing_notes(times_ns: list[int]) -> list[str]:
     return notes
 
 
-def condition_notes(before: dict[str, Any], after: dict[str, Any], threads: int, cores: int) -> list[str]:
-    """Return what makes the whole run doubtful: throttling, heat, other work on the machine."""
+def condition_notes(
+    before: dict[str, Any], after: dict[str, Any], threads: int, cores: int, usable: int | None = None
+) -> list[str]:
+    """Return what makes the whole run doubtful: throttling, heat, other work, more threads than usable cores."""
     notes = []
     if before["frequency_mhz"] and after["frequency_mhz"] and after["frequency_mhz"] < COOLED * before["frequency_mhz"]:
         notes.append("throttled: from {:.0f} to {:.0f} MHz".format(before["frequency_mhz"], after["frequency_mhz"]))
@@ -581,8 +588,9 @@ def condition_notes(before: dict[str, Any], after: dict[str, Any], threads: int,
             notes.append("hot: {:.0f} degrees Celsius, {:.0f} more than before".format(after["temperature_c"], rise))
     if before["load"] is not None and before["load"] > BUSY * cores:
         notes.append("busy: load average {:.1f} on {} cores at the start".format(before["load"], cores))
-    if threads > cores:
-        notes.append(f"{threads} threads on {cores} cores")
+    usable = usable or cores
+    if threads > usable:
+        notes.append("{} threads on {} core{}".format(threads, usable, "s" * (usable > 1)))
     return notes
 
 

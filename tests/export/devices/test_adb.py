@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -240,6 +241,24 @@ def test_perf_test_measures_in_turns(phone, packed, plain):
     assert [line.split(".onnx")[0][-1] for line in calls] == list("01100110")
     assert all("taskset 1 " in line and "-x 1 -e cpu" in line for line in calls)
     assert len(said) == 8 and phone.left() == []
+
+
+def test_a_greeting_is_no_figure_of_perf_test(phone, plain):
+    """What a shell prints at every login came first, and was read as the architecture, and as the first P50."""
+    adb = (phone.folder / "adb").read_text()
+    greeting = "sys.stdout.write('Last login: 12 days ago\\nP50 Latency: 0.000001 s\\n==\\n'); sys.stdout.flush()"
+    phone.script("adb", adb.replace('    old = setting("old")', f'    {greeting}\n    old = setting("old")'))
+    report = measure_on(phone.perf_test(), {"a": plain}, QUICK)["a"]
+    assert report.machine["architecture"] == os.uname().machine and report.machine["kernel"].startswith("Linux")
+    assert report.min_ms <= report.median_ms and report.median_ms != pytest.approx(0.001)
+
+
+def test_perf_test_is_not_pinned_to_cpus_that_are_not_there(phone, plain):
+    device = phone.perf_test()
+    with pytest.raises(ValueError, match=r"affinity \[0, 998\]: CPUs \[998\] are not there; the device's CPUs: \[0"):
+        measure_on(Device(**{**vars(device), "affinity": (0, 998)}), {"a": plain}, QUICK)
+    two = measure_on(Device(**{**vars(device), "affinity": (0, 0)}), {"a": plain}, replace(QUICK, threads=2))["a"]
+    assert "2 threads on 1 core" in two.notes and "taskset 1 " in phone.log() and phone.left() == []
 
 
 def test_perf_test_takes_no_fixed_batch_for_one_image(phone, plain, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from export import Sample, expect, measure_interleaved, measure_latency, write_view
+from export.devices.links import LocalLink
 
 
 @pytest.fixture
@@ -55,6 +57,25 @@ def test_a_sample_that_does_not_fit(model, images):
         measure_latency(model, warmup=0, rounds=1, sample=Sample(images, logits=logits), memory=False)
 
 
+def test_threads_are_counted_against_the_cpus_they_are_pinned_to(model):
+    assert "2 threads on 1 core" in measure_latency(model, threads=2, rounds=2, affinity=(0,), memory=False).notes
+
+
+def test_a_file_that_is_replaced_meanwhile_is_refused(model, images, monkeypatch):
+    """Its hash and size would be those of the new file, its times those of the old one."""
+    content, real = model.read_bytes(), LocalLink.run
+    assert measure_latency(model, rounds=2, memory=False).sha256 == hashlib.sha256(content).hexdigest()
+
+    def replacing(link, job, files, say):
+        answer = real(link, job, files, say)
+        model.write_bytes(content + b"\x00")
+        return answer
+
+    monkeypatch.setattr(LocalLink, "run", replacing)
+    with pytest.raises(ValueError, match=r"n\.onnx: changed while it was measured, .*measure again"):
+        measure_latency(model, rounds=2, memory=False)
+
+
 def test_threads_spin_only_when_alone(model):
     assert measure_latency(model, threads=2, warmup=0, rounds=1).spinning
     assert not measure_interleaved({"a": model, "b": model}, threads=2, warmup=0, rounds=1)["a"].spinning
@@ -70,6 +91,7 @@ def test_threads_spin_only_when_alone(model):
         ({"on": "pi"}, "device 'pi' is not an address; it must be local, ssh://"),
         ({"affinity": (-1,)}, "affinity must be numbers of CPUs from 0 on"),
         ({"affinity": (9999,)}, r"affinity \[9999\]: Invalid argument; this process may use CPUs \[0"),
+        ({"affinity": (0, 9998, 9999)}, r"affinity \[0, 9998, 9999\]: CPUs \[9998, 9999\] are not there"),
         ({"provider": "Abacus"}, "provider 'Abacus' is not in this onnxruntime"),
     ],
 )

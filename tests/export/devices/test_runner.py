@@ -106,6 +106,22 @@ def test_notes_on_conditions(before, after, note):
     found = runner.condition_notes({**nothing, **before}, {**nothing, **after}, 4, 4)
     assert found == ([] if note is None else [note])
     assert runner.condition_notes(nothing, nothing, 5, 4) == ["5 threads on 4 cores"]
+    assert runner.condition_notes(nothing, nothing, 2, 4, 1) == ["2 threads on 1 core"], "pinned"
+    assert runner.condition_notes(nothing, nothing, 2, 4, 2) == []
+
+
+def test_cpus_that_the_system_leaves_out_are_refused(monkeypatch):
+    """Linux pins to those that are there and says nothing."""
+    pinned = {0, 1, 2, 3}
+
+    def pin(_, cpus):
+        pinned.intersection_update(cpus)
+
+    monkeypatch.setattr(runner.os, "sched_setaffinity", pin)
+    monkeypatch.setattr(runner.os, "sched_getaffinity", lambda _: set(pinned))
+    runner.pin([2, 1, 1])
+    with pytest.raises(runner.Refused, match=r"affinity \[1, 6, 7\]: CPUs \[6, 7\] are not there; .* CPUs \[1, 2\]"):
+        runner.pin([1, 6, 7])
 
 
 @pytest.fixture

@@ -92,3 +92,17 @@ def test_long_text_keeps_both_ends_and_takes_no_time():
     shown = printable("first " + "\x1b]" * 2_000_000 + " last")
     assert time.monotonic() - start < 2 and shown.startswith("first")
     assert printable("a" * 300 + "b" * 300, 100) == "a" * 50 + " ... " + "b" * 50
+
+
+def test_a_file_that_cannot_be_read_ends_the_program_at_once():
+    """A share that is gone in the middle of sending: the program would wait for the rest until its time is up."""
+
+    def blocks():
+        yield b"x"
+        raise OSError(5, "Input/output error", "model.onnx")
+
+    start = time.monotonic()
+    for is_held in (False, True):
+        with pytest.raises(OSError, match=r"Input/output error: 'model\.onnx'"):
+            python("import sys; sys.stdin.read()", stdin=blocks(), timeout_s=20.0, holds_stdin=is_held)
+    assert time.monotonic() - start < 10

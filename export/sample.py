@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -19,8 +20,10 @@ from export.writing import checked_target, write_whole
 Array = npt.NDArray[np.float32]
 LONGEST_PREPARED = 2000  # characters; it is shown in errors
 PREPARED = "prepared"  # entry that says how the images were resized and normalized
+HASH = "sha256."  # prefix of an entry of the hash of a model's file; the model's name follows
 LOGITS = "logits."  # prefix of an entry of expected logits; the model's name follows
 SAMPLE_BYTES = 16 << 20  # of images; a board's link transfers this in seconds
+SHA256 = re.compile("[0-9a-f]{64}")
 CHUNK = 16  # images per run
 
 
@@ -34,15 +37,19 @@ class Sample:
         logits: Name of a model -> expected logits, float32 ``[images, classes]``.
         prepared: How the images were resized and normalized, as
             :func:`export.storage.preprocessing.prepared_text` writes it; empty if unknown.
+        files: Name of a model -> SHA-256 of the file whose logits these are; models of which it is unknown are left
+            out.
 
     Raises:
-        ValueError: If shapes do not fit, there are no images, a value is not finite, or ``prepared`` is no line.
+        ValueError: If shapes do not fit, there are no images, a value is not finite, ``prepared`` is no line, or one of
+            ``files`` is no SHA-256.
     """
 
     images: Array
     labels: npt.NDArray[np.int64] | None = None
     logits: Mapping[str, Array] = field(default_factory=dict)
     prepared: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.images.ndim < 2 or not len(self.images) or self.images.dtype != np.float32:
@@ -55,6 +62,9 @@ class Sample:
             raise ValueError(f"labels must be {len(self.images)} integers, got {self.labels.dtype} {self.labels.shape}")
         if len(self.prepared) > LONGEST_PREPARED or not self.prepared.isprintable():
             raise ValueError(f"prepared must be a line of at most {LONGEST_PREPARED:,} characters")
+        for name, sha256 in self.files.items():
+            if not SHA256.fullmatch(sha256):
+                raise ValueError(f"files: {name} must be a SHA-256 in hexadecimal digits")
         for name, values in self.logits.items():
             if values.ndim != 2 or len(values) != len(self.images) or values.dtype.kind != "f":
                 raise ValueError(f"logits of {name} must be float [{len(self.images)}, classes], got {values.shape}")
@@ -74,7 +84,7 @@ def sample_size(image_shape: tuple[int, ...], wanted: int = 256) -> int:
 
 
 def read_sample(path: str | PathLike[str]) -> Sample:
-    """Read a sample from an npz file: ``images`` and, if present, ``labels`` and ``logits.NAME``.
+    """Read a sample from an npz file: ``images`` and, if present, ``labels``, ``logits.NAME`` and ``sha256.NAME``.
 
     Args:
         path: An npz file that ``write_sample`` or ``np.savez`` wrote.
@@ -100,8 +110,9 @@ def read_sample(path: str | PathLike[str]) -> Sample:
     if "images" not in arrays:
         raise ValueError(f"{path}: it has no array `images`, only {', '.join(arrays) or 'nothing'}")
     logits = {key.removeprefix(LOGITS): value for key, value in arrays.items() if key.startswith(LOGITS)}
+    hashes = {key.removeprefix(HASH): str(value) for key, value in arrays.items() if key.startswith(HASH)}
     try:
-        return Sample(arrays["images"], arrays.get("labels"), logits, str(arrays.get(PREPARED, "")))
+        return Sample(arrays["images"], arrays.get("labels"), logits, str(arrays.get(PREPARED, "")), hashes)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -129,6 +140,7 @@ def sample_bytes(sample: Sample) -> bytes:
     arrays: dict[str, Any] = {
         "images": sample.images,
         **{LOGITS + name: values for name, values in sample.logits.items()},
+        **{HASH + name: np.array(sha256) for name, sha256 in sample.files.items()},
     }
     if sample.labels is not None:
         arrays["labels"] = sample.labels.astype(np.int64)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -14,6 +16,7 @@ from qkd.config import Cpu, Positive, Section, Threads
 from qkd.config.bind_faults import did_you_mean, place, plain_faults, schema_faults
 from qkd.config.binding import bind_section, read_config, shipped_folder
 from qkd.failures import ConfigError, first_of
+from qkd.files import DamagedFileError, read_json
 from qkd.foreign.shown import shown_line
 
 FILE_NAME = "devices.yaml"
@@ -115,6 +118,50 @@ def resolve_devices(
         replace(device, timeout_s=timeout_s) if timeout_s and device.timeout_s == Device.timeout_s else device
         for device in devices
     )
+
+
+def entry_of(device: Device) -> dict[str, Any]:
+    """Return what a device's figures depend on, as plain data; of ``ssh_options``, which may hold secrets, a hash.
+
+    Args:
+        device: The device.
+    """
+    options = "\0".join(device.ssh_options).encode("utf-8", "surrogatepass")
+    return {
+        "address": device.address,
+        "python": device.python,
+        "perf_test": device.perf_test,
+        "threads": device.threads,
+        "affinity": None if device.affinity is None else list(device.affinity),
+        "provider": device.provider,
+        "ssh_options": hashlib.sha256(options).hexdigest()[:16] if device.ssh_options else None,
+    }
+
+
+def changed_device(folder: Path, names: Sequence[str], file: Path | None) -> str:
+    """Return which device's entry has changed since a run measured on it; empty if none has, or that is unknown.
+
+    Args:
+        folder: ``bench/`` of the run.
+        names: Those of the config's ``bench.on``.
+        file: The config's devices file.
+    """
+    try:
+        devices = {device.title: entry_of(device) for device in resolve_devices(names, file)}
+    except (ConfigError, OSError):  # it cannot be measured again here
+        return ""
+    for path in sorted(folder.glob("*.json")):
+        try:
+            record = read_json(path)
+        except (DamagedFileError, OSError):  # the report says what is wrong with it
+            continue
+        title, then = (record.get(key) for key in ("device", "entry")) if isinstance(record, dict) else (None, None)
+        if not isinstance(then, dict) or not isinstance(title, str):  # older versions recorded none
+            continue
+        for key, value in devices.get(title, {}).items():
+            if key in then and then[key] != value:
+                return f"{key} of device {title} was {then[key]!r}, is {value!r}"
+    return ""
 
 
 def _find(name: str, known: dict[str, Device], path: Path) -> Device:

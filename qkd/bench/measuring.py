@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import shlex
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,16 +17,17 @@ from export import Device, Settings, measure_devices
 from export.devices.providers import RUNTIMES
 from export.targets.table import ONNXRUNTIME
 from qkd.bench.device_file import resolve_devices
-from qkd.bench.record import drop_stale, records_of, write_records
+from qkd.bench.record import as_recorded, drop_stale, records_of, write_records
+from qkd.bench.samples import is_own_sample
 from qkd.bench.table import BenchTable
 from qkd.bench.targets import CALIBRATION_IMAGES, NO_FLOAT, Targets, find_targets, is_run, run_files, with_baseline
-from qkd.failures import UsageError
+from qkd.config import BenchConfig
+from qkd.failures import ConfigError, UsageError
 from qkd.files import write_json
 from qkd.progress import Progress
+from qkd.report.findings.measurements import SETTINGS, is_own
 from qkd.report.records import read_record
 from qkd.run.folder import RunFolder
-
-SETTINGS = ("threads", "rounds", "warmup", "providers", "affinity", "batch_size")
 
 
 def names_models(targets: list[str]) -> bool:
@@ -82,12 +84,17 @@ def bench_models(
         if args.int8_baseline:
             targets = with_baseline(targets, Path(place), _calibration(targets, progress, calibration))
         results = measure_devices(devices, targets.paths, settings, sample=targets.sample, say=progress.say)
-        table = BenchTable(results, records_of(results, targets, batch_size=settings.batch_size), targets.reference)
+        table = BenchTable(results, records_of(results, targets, settings), targets.reference)
     if args.output is not None:
         write_json(args.output, table.to_json())
         progress.say(f"written to {args.output}")
+    if targets.computed:
+        progress.say(
+            f"agreement of {', '.join(targets.computed)}: with the file as computed here without optimizations, since "
+            f"the sample holds no logits of it"
+        )
     if len(names) == 1 and is_run(Path(names[0])):
-        _record(Path(names[0]), table, progress)
+        _record(Path(names[0]), table, progress, args.sample)
     return table
 
 
@@ -106,7 +113,7 @@ def _runtimes(args: argparse.Namespace) -> tuple[str, ...]:
     return tuple(word for word in words if word in RUNTIMES)
 
 
-def _record(folder: Path, table: BenchTable, progress: Progress) -> None:
+def _record(folder: Path, table: BenchTable, progress: Progress, sample: Path | None) -> None:
     """Write what devices measured into ``bench/`` of a run, where its next report finds it."""
     # a failure is shown and replaces no record; what was measured despite it is recorded
     measured = [{**record, "failure": None} for record in table.records if record["models"]]
@@ -114,8 +121,10 @@ def _record(folder: Path, table: BenchTable, progress: Progress) -> None:
         return
     try:
         with RunFolder.reopen(folder) as run:
-            was_complete = run.is_complete("bench")
-            written = write_records(run.folder("bench"), measured)
+            was_complete, bench = run.is_complete("bench"), run.config.bench
+            has_own_sample = is_own_sample(sample, folder)
+            records = [as_recorded(one, bench, _own_devices(bench), is_own_sample=has_own_sample) for one in measured]
+            written = write_records(run.folder("bench"), records)
             if was_complete:
                 run.extend("bench", written.values())
             else:
@@ -126,25 +135,46 @@ def _record(folder: Path, table: BenchTable, progress: Progress) -> None:
     again, paths = shlex.quote(str(folder)), ", ".join(str(path) for path in written.values())
     shown = "" if run.config.federated is not None else f"; `qkd report {again}` shows it"
     progress.say(f"recorded in {paths}{shown}")
+    if others := [title for title in written if title not in [one["device"] for one in measured]]:
+        progress.say(
+            f"{', '.join(others)}: measured otherwise than the bench section of the run's config says, so it does not "
+            f"count as the run's own measurement; `qkd run {again} --until bench` makes that"
+        )
+    if not has_own_sample:
+        progress.say("accuracy and agreement are not recorded: the images are not those of the run's sample")
+
+
+def _own_devices(bench: BenchConfig) -> tuple[Device, ...]:
+    """Return the devices of a run's config; none if its devices file cannot be read."""
+    try:
+        return resolve_devices(bench.on, bench.devices, timeout_s=bench.timeout_s)
+    except (ConfigError, OSError):
+        return ()
 
 
 def _complete_where_measured(run: RunFolder, written: Collection[Path], progress: Progress) -> None:
     """Drop records of other files than the current ones; the rest may be all that the run's bench stage would make."""
     folder, files, own = run.folder("bench"), run_files(run.path), run.config.bench
+    plain = own.model_dump(mode="json")
     for title in drop_stale(folder, written, files):
         progress.warn(f"{title} had measured other files than those of this export; its record is deleted")
     records = {path: read_record(path) for path in sorted(folder.glob("*.json"))}
     titles = {
-        record.get("device") for record in records.values()
-        if record.get("failure") or files.keys() <= {row.get("model", name) for name, row in record["models"].items()}
-    }  # fmt: skip
+        record.get("device")
+        for record in records.values()
+        if is_own(record, plain) and (record.get("failure") or files.keys() <= _models_of(record))
+    }
     if titles.issuperset(own.on) and not own.int8_baseline:  # the stage keeps the baseline's file, a command does not
         run.complete("bench", records, files.values())
 
 
+def _models_of(record: Mapping[str, Any]) -> set[str]:
+    return {row.get("model", name) for name, row in record["models"].items()}
+
+
 def _devices(args: argparse.Namespace) -> list[Device]:
     found = resolve_devices(args.on or ["local"], args.devices)
-    own = {"timeout_s": args.timeout} if args.timeout else {}
+    own = {"timeout_s": args.timeout} if args.timeout is not None else {}
     # a command-line option overrides a device's own entry
     own |= {name: None for name in ("threads", "affinity") if getattr(args, name) is not None}
     own |= {"provider": None} if args.providers is not None else {}

@@ -5,32 +5,120 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from export import DeviceResult
-from qkd.bench.targets import Targets
+from export import Device, DeviceResult, Settings
+from export.devices.providers import provider_names
+from qkd.bench.device_file import entry_of
+from qkd.bench.targets import BASELINE, Targets
+from qkd.config import BenchConfig
 from qkd.files import DamagedFileError, read_json, sha256_of, write_json
+from qkd.report.findings.measurements import SETTINGS, is_own, unlike_settings
 from qkd.report.records import measured_others
+from qkd.units import counted
 
 # one value for all models of a device
 SHARED = ("machine", "threads", "affinity", "warmup", "rounds", "device", "spinning", "frequency_mhz",
           "temperature_c", "load", "images")  # fmt: skip
 
+SCORES = ("accuracy", "agreement", "max_difference")
+# key of a device's entry -> the setting that it replaces, unless an option of the command stands above it
+OWN_SETTINGS = {"threads": "threads", "affinity": "affinity", "provider": "providers"}
+NAMES = {"batch_size": "batch", "warmup": "warm-up", "providers": "provider"}  # of settings, in words
+
 Record: TypeAlias = dict[str, Any]
 
 
-def records_of(results: Iterable[DeviceResult], targets: Targets, *, batch_size: int) -> tuple[Record, ...]:
+def records_of(
+    results: Iterable[DeviceResult], targets: Targets, settings: Settings, *, is_stage: bool = False
+) -> tuple[Record, ...]:
     """Return the record of each device: how it was measured, one row per model and, if it failed, the reason.
 
     Args:
         results: One per device.
-        targets: What was measured; the files still exist.
-        batch_size: Images per inference.
+        targets: What was measured.
+        settings: How, without what devices have of their own.
+        is_stage: Whether the stage of a run measured.
     """
-    hashes = {str(path): sha256_of(path) for path in targets.paths.values()}
-    return tuple(_record(result, targets, hashes, batch_size) for result in results)
+    asked: Record = {name: _plain(getattr(settings, name)) for name in SETTINGS}
+    asked |= {"providers": list(provider_names(settings.providers)), "int8_baseline": BASELINE in targets.paths}
+    return tuple(_record(result, targets, asked, is_stage) for result in results)
+
+
+def as_recorded(record: Record, bench: BenchConfig, devices: Sequence[Device], *, is_own_sample: bool) -> Record:
+    """Return what a run keeps of a device that a command has measured.
+
+    A measurement that the run's own stage would make counts as the stage's. Another one of the same device gets a name
+    that says in what it differs: ``local (batch 64)``. Accuracies on images that are not the run's are left out.
+
+    Args:
+        record: Of :func:`records_of`.
+        bench: The run's section.
+        devices: The devices of that section; empty if its devices file cannot be read.
+        is_own_sample: Whether the models were scored on the run's own images.
+    """
+    if not is_own_sample:
+        rows = {name: {**row, **dict.fromkeys(SCORES)} for name, row in record["models"].items()}
+        record = {**record, "images": 0, "models": rows}
+    if record["device"] not in bench.on:
+        return record
+    apart = unlike_settings(record, bench.model_dump(mode="json"))
+    entry = next((entry_of(device) for device in devices if device.title == record["device"]), {})
+    others = _unlike(entry, record["entry"])
+    for key, setting in OWN_SETTINGS.items():
+        if key in others:
+            own = record["entry"][key]
+            apart.setdefault(setting, record["settings"][setting] if own is None else own)
+    unlike = [_words(*item) for item in apart.items()]
+    unlike += [f"another {key}" for key in others if key not in OWN_SETTINGS]
+    unlike += [] if is_own_sample else ["another sample"]
+    if not unlike:
+        return {**record, "stage": True}
+    return {**record, "device": f"{record['device']} ({', '.join(unlike)})"}
+
+
+def with_earlier(folder: Path, record: Record, bench: BenchConfig, paths: Mapping[str, Path]) -> Record:
+    """Return the record of a device; if it failed, with what it measured earlier of the same files, in the same way.
+
+    Args:
+        folder: ``bench/`` of a run.
+        record: Of :func:`records_of`, for the stage.
+        bench: The run's section.
+        paths: Name -> file, of what there is to measure now.
+    """
+    if record["models"]:
+        return record
+    hashes = {name: sha256_of(path) for name, path in paths.items()}
+    for earlier in map(_read, sorted(folder.glob("*.json"))):
+        rows = earlier.get("models")
+        if earlier.get("device") != record["device"] or not isinstance(rows, dict) or not rows:
+            continue
+        known = {row.get("model", name) for name, row in rows.items() if isinstance(row, dict)}
+        is_same = is_own(earlier, bench.model_dump(mode="json")) and not _unlike(
+            earlier.get("entry") or {}, record["entry"]
+        )
+        if is_same and known >= hashes.keys() - {BASELINE} and not measured_others(earlier, hashes):
+            return {**earlier, "failure": f"{record['failure']}; the times of {record['device']} are of an earlier run"}
+    return record
+
+
+def keep_apart(folder: Path, then: Collection[str], now: Collection[str]) -> None:
+    """Mark the records that a stage of an older version made of devices that the config no longer names.
+
+    Args:
+        folder: ``bench/`` of a run.
+        then: Names of the devices that the stage last measured on.
+        now: Those that it is to measure on.
+
+    Raises:
+        OSError: If a record cannot be written.
+    """
+    for path in sorted(folder.glob("*.json")):
+        record = _read(path)
+        if record and "stage" not in record and record.get("device") in set(then) - set(now):
+            write_json(path, {**record, "stage": True})
 
 
 def write_records(folder: Path, records: Sequence[Record]) -> dict[str, Path]:
@@ -93,8 +181,9 @@ def file_names(titles: Sequence[str]) -> dict[str, str]:
     }
 
 
-def _record(result: DeviceResult, targets: Targets, hashes: Mapping[str, str], batch_size: int) -> Record:
-    head = {"device": result.device.title, "address": result.device.address, "failure": result.failure or None}
+def _record(result: DeviceResult, targets: Targets, asked: Record, is_stage: bool) -> Record:  # noqa: FBT001
+    head: Record = {"device": result.device.title, "address": result.device.address, "failure": result.failure or None}
+    head |= {"stage": is_stage, "settings": asked, "entry": entry_of(result.device)}
     if not result.reports:
         return {**head, "models": {}}
     rows = {name: report.to_json() for name, report in result.reports.items()}
@@ -102,11 +191,10 @@ def _record(result: DeviceResult, targets: Targets, hashes: Mapping[str, str], b
     reference = rows.get(targets.reference or "", {}).get("median_ms")
     models = {name: {key: value for key, value in row.items() if key not in SHARED} for name, row in rows.items()}
     for row in models.values():
-        row["sha256"] = hashes[row["path"]]
         row["path"] = Path(row["path"]).name  # the folder may move
         row["to_float"] = row["median_ms"] / reference if reference else None
     shared = {key: first[key] for key in SHARED if key != "device"}
-    return {**head, **shared, "batch_size": batch_size, "reference": targets.reference, "models": models}
+    return {**head, **shared, "batch_size": asked["batch_size"], "reference": targets.reference, "models": models}
 
 
 def _device_of(path: Path) -> str | None:
@@ -120,6 +208,26 @@ def _read(path: Path) -> Mapping[str, Any]:
     except DamagedFileError:
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _words(key: str, value: Any) -> str:
+    """Return a setting in words."""
+    if key in ("threads", "rounds"):
+        return counted(value, key[:-1])
+    if key == "int8_baseline":
+        return f"{'with' if value else 'without'} {BASELINE}"
+    if key == "affinity":
+        return f"CPUs {' '.join(map(str, value))}" if value else "not pinned"
+    shown = " ".join(map(str, value)) if isinstance(value, list) else value
+    return f"{NAMES[key]} {shown}"
+
+
+def _unlike(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [key for key, value in then.items() if key in now and now[key] != value]
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _mark(title: str) -> str:

@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from export import Sample, expect, export_int8_baseline, read_sample
+from export import Sample, expect, export_int8_baseline
 from export.runtime import load_model
 from export.storage.preprocessing import require_prepared_alike
 from export.targets.table import ONNXRUNTIME
+from qkd.bench.samples import given_sample, own_sample
 from qkd.failures import UsageError
 from qkd.files import inside, sha256_of
 from qkd.report.records import read_record
@@ -33,11 +34,13 @@ class Targets:
         paths: Name -> file.
         sample: With expected logits for each model; None: not scored.
         runs: Run folders among what was named, by the prefix of their models' names (empty for a single one).
+        computed: Models of which the sample holds no expected logits: they were computed from the files here.
     """
 
     paths: Mapping[str, Path]
     sample: Sample | None = None
     runs: Mapping[str, Path] = field(default_factory=dict)
+    computed: tuple[str, ...] = ()
 
     @property
     def float_names(self) -> list[str]:
@@ -63,19 +66,42 @@ def find_targets(names: Sequence[str], sample_file: Path | None = None, runtimes
         UsageError: If something is neither, or run folders have different samples and none is given.
         ValueError: If a sample is damaged or does not fit a model.
     """
-    folders = [Path(name) for name in names if is_run(Path(name))]
-    single = len(folders) == 1
-    runs = {"" if single else f"{folder.resolve().name}/": folder for folder in folders}
+    runs = run_prefixes([Path(name) for name in names if is_run(Path(name))])
     paths: dict[str, Path] = {}
     for prefix, folder in runs.items():
         paths |= {prefix + name: path for name, path in run_files(folder, runtimes).items()}
     for name in names:
         if not is_run(Path(name)):
             paths[_free_name(Path(name), paths)] = _model_file(Path(name))
-    sample = read_sample(sample_file) if sample_file else _own_sample(runs)
-    if sample is not None:
-        require_prepared_alike(sample.prepared, {name: load_model(path) for name, path in paths.items()})
-    return Targets(paths, expect(sample, paths) if sample else None, runs)
+    sample = given_sample(sample_file, paths) if sample_file else own_sample(runs)
+    if sample is None:
+        return Targets(paths, None, runs)
+    require_prepared_alike(sample.prepared, {name: load_model(path) for name, path in paths.items()})
+    unknown = tuple(name for name in paths if name not in sample.logits)
+    return Targets(paths, expect(sample, paths), runs, unknown)
+
+
+def run_prefixes(folders: Sequence[Path]) -> dict[str, Path]:
+    """Return run folders by the prefix of their models' names: as much of the path's end as tells them apart.
+
+    Args:
+        folders: Of runs; a single one has an empty prefix.
+
+    Raises:
+        UsageError: If one is named twice.
+    """
+    if len(folders) == 1:
+        return {"": folders[0]}
+    parts = {folder: folder.resolve().parts for folder in folders}
+    if len(set(parts.values())) < len(folders):
+        twice = next(one for at, one in enumerate(folders) if one.resolve() in [two.resolve() for two in folders[:at]])
+        raise UsageError(f"{twice} is named twice; name each run folder once")
+    found = {}
+    for folder, own in parts.items():
+        others = [other for other in parts.values() if other != own]
+        count = next(n for n in range(1, len(own) + 1) if all(other[-n:] != own[-n:] for other in others))
+        found[f"{Path(*own[-count:]).as_posix()}/"] = folder
+    return found
 
 
 def is_run(path: Path) -> bool:
@@ -169,18 +195,3 @@ def _free_name(path: Path, taken: Mapping[str, Path]) -> str:
         if name not in taken:
             return name
     raise UsageError(f"{path} is named twice")
-
-
-def _own_sample(runs: Mapping[str, Path]) -> Sample | None:
-    found = {prefix: folder / "export" / "sample.npz" for prefix, folder in runs.items()}
-    samples = {prefix: read_sample(path) for prefix, path in found.items() if path.is_file()}
-    if not samples:
-        return None
-    first = next(iter(samples.values()))
-    if any(not np.array_equal(one.images, first.images) for one in samples.values()):
-        raise UsageError(
-            "the runs have different test images, or prepare them differently, so one sample cannot serve them all: "
-            "measure them one by one"
-        )
-    logits = {prefix + name: values for prefix, one in samples.items() for name, values in one.logits.items()}
-    return replace(first, logits=logits)

@@ -122,14 +122,24 @@ def _why_to_run(run: RunFolder, name: str, progress: Progress, *, looks: bool) -
         _drop_leftovers(run, name)
         if target:
             progress.warn(f"student.{target}.onnx: {missing}, so only ONNX Runtime ran the file")
+        if name == "bench":
+            from qkd.report.findings.measurements import failed_devices
+
+            for failure in failed_devices(run.path):
+                progress.warn(failure)
         if name == "teacher" and (warning := changed_sources(run.path, run.config)):
             progress.warn(warning)
     return reason
 
 
 def _why_incomplete(run: RunFolder, name: str) -> str:
-    """Return why a stage is not complete; the search also if it describes a schedule that nobody will train by."""
+    """Return why a stage is not complete; the search also if it describes a schedule that nobody will train by,
+    the measurement also if its devices have other entries in the devices file."""
     reason = run.why_incomplete(name)
+    if not reason and name == "bench":
+        from qkd.bench.device_file import changed_device  # needed only where a run has measured
+
+        reason = changed_device(run.path / "bench", run.config.bench.on, run.config.bench.devices)
     if not reason and name == "search" and not run.is_complete("distill"):
         reason = described_otherwise(run.path, run.config)
     return reason

@@ -136,18 +136,18 @@ def latency_caveats(bench: Mapping[str, Any], exported: Mapping[str, Any], float
         yield f"on {device} the student is slower than {words}: {times}"
 
 
-def left_out_caveats(devices: Sequence[str], folder: Path) -> Iterator[str]:
+def left_out_caveats(records: Sequence[Mapping[str, Any]], folder: Path) -> Iterator[str]:
     """Yield a caveat if latencies are left out.
 
     Args:
-        devices: Names of devices that measured files of an earlier export.
+        records: Those of devices that measured files of an earlier export.
         folder: The run folder.
     """
-    if devices:
-        names, again = ", ".join(devices), shlex.quote(str(folder))
+    if records:
+        names, again = ", ".join(str(one["device"]) for one in records), shlex.quote(str(folder))
         yield (
             f"latencies of {names} belong to an earlier export's files and are left out; `qkd bench {again}` measures "
-            f"again"
+            f"again, or `qkd run {again} --until bench` as the run's config says"
         )
 
 

@@ -12,6 +12,7 @@ from qkd.foreign.shown import shown
 from qkd.report.charts import Series, line_chart, schedule_chart
 from qkd.report.findings.confusion import class_table, confusion_matrix, pair_table
 from qkd.report.findings.gallery import Gallery
+from qkd.report.findings.measurements import conditions
 from qkd.report.findings.terms import TERMS
 from qkd.report.searches import SearchRecord
 from qkd.report.summary import RunSummary, model_table, size_table
@@ -19,7 +20,6 @@ from qkd.report.text import (
     cost_table,
     fall_back_table,
     flavor_sentence,
-    latency_sentence,
     layer_table,
     parity_sentence,
 )
@@ -118,8 +118,7 @@ def _verdicts(summary: RunSummary) -> list[tuple[str, bool]]:
         verdicts.append((f"Parity {parity_sentence(summary)}", summary.parity["passed"]))
     for name, facts in summary.flavors.items():
         verdicts.append((flavor_sentence(name, facts), not facts["parity"] or facts["parity"]["passed"]))
-    if summary.bench:
-        verdicts.append((f"Latency: {latency_sentence(summary)}", True))
+    verdicts += [(f"Latency: {sentence}", True) for sentence in conditions(summary.devices)]
     return verdicts
 
 

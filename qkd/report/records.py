@@ -177,6 +177,11 @@ class _Machine(Record):
 
 class _Bench(Record):
     device: str = ""
+    address: str | None = None
+    settings: dict[str, Any] | None = None
+    entry: dict[str, Any] | None = None
+    stage: bool = False
+    affinity: list[Count] | None = None
     failure: str | None = None
     models: dict[str, _Latency] = {}
     reference: str | None = None

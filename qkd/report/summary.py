@@ -21,8 +21,9 @@ from qkd.report.caveats import (
     parity_caveats,
     wilson,
 )
+from qkd.report.findings.measurements import label, read_measurements
 from qkd.report.findings.verdict import verdict
-from qkd.report.records import measured_others, read_record, recorded_test_set
+from qkd.report.records import read_record, recorded_test_set
 from qkd.report.table import align
 from qkd.run.folder import why_outdated
 from qkd.units import megabytes, milliseconds, percent
@@ -102,8 +103,9 @@ class RunSummary(OldFields):
         models, layers: Lines of the tables.
         parity, cost: What the export stage wrote about the comparison and the student's cost.
         flavors: The student's files for other runtimes: name -> size and comparison.
-        bench: The measurement in the closing table: this machine's, or else the first device's.
-        devices: Every device's measurement, this machine first; for a device that failed, its ``failure``.
+        bench: The measurement in the closing table: that of the first device of ``bench.on`` that the config's bench
+            section still makes; empty if there is none.
+        devices: Every device's measurement, those of ``bench.on`` first; for a device that failed, its ``failure``.
         test_images: Number of test images; None if unknown.
         test_set: What the run recorded of its classes and test images; empty if it recorded nothing.
         batch_statistics: Images per batch whose statistics batch norm used for accuracies; None: running statistics.
@@ -184,7 +186,9 @@ class RunSummary(OldFields):
 
 def model_table(summary: RunSummary) -> list[list[str]]:
     """Return the heading and lines of the table of models, as text."""
-    head = ["model", "net", "test accuracy (95 %)", "parity (optimized)", "ONNX file", "latency (median)"]
+    where = label(summary.bench)
+    latency = f"latency (median{f', {where}' if where else ''})"
+    head = ["model", "net", "test accuracy (95 %)", "parity (optimized)", "ONNX file", latency]
     rows = [head, *([row.role, row.net, _accuracy(row), _parity(row), megabytes(row.size_bytes),
                      milliseconds(row.median_ms)] for row in summary.models)]  # fmt: skip
     if not any(row.needs for row in summary.models):
@@ -208,8 +212,8 @@ def summarize(path: Path) -> RunSummary:
         OSError: If a record cannot be read, or is too large.
     """
     export = read_json(path / "export" / "export.json")
-    devices, outdated = _devices(path / "bench", export)
-    bench = next((one for one in devices if one.get("models")), {})
+    found = read_measurements(path, {name: facts.get("sha256") for name, facts in export.items()})
+    devices, bench = (*found.own, *found.others), found.leading
     parity = read_json(path / "export" / "parity.json")
     report, results, taught = path / "report.html", _results(path), read_json(path / TAUGHT / "result.json")
     count = _test_images(results, parity)
@@ -227,7 +231,7 @@ def summarize(path: Path) -> RunSummary:
         test_images=count,
         test_set=recorded_test_set(path),
         batch_statistics=results["student"].get("batch_statistics"),
-        caveats=(*_caveats(results, count, export, parity, devices, taught), *left_out_caveats(outdated, path)),
+        caveats=(*_caveats(results, count, export, parity, devices, taught), *left_out_caveats(found.outdated, path)),
         report=str(report) if report.is_file() else None,
         outdated=why_outdated(path, "report") if report.is_file() else "",
         fall_backs=tuple(export.get("student", {}).get("fall_backs", ())),
@@ -243,7 +247,7 @@ def _verdict(summary: RunSummary) -> str:
     # the predictions are those of the exported teacher
     known = summary.predictions if summary.followed is summary.teacher else {}
     return verdict(student, summary.twin, summary.followed, predictions=known, parity=summary.parity,
-                   under=under)  # fmt: skip
+                   under=under, where=label(summary.bench))  # fmt: skip
 
 
 def size_table(summary: RunSummary) -> list[list[str]]:
@@ -279,15 +283,6 @@ def read_json(path: Path) -> dict[str, Any]:
         OSError: If the file cannot be read, or is too large.
     """
     return read_record(path) if path.is_file() else {}
-
-
-def _devices(folder: Path, export: Mapping[str, Any]) -> tuple[tuple[Mapping[str, Any], ...], tuple[str, ...]]:
-    """Return the devices' measurements, and the names of devices that measured files of an earlier export."""
-    files = sorted(folder.glob("*.json"), key=lambda file: (file.name != "local.json", file.name))
-    found = [{"device": file.stem, **value} for file in files if (value := read_json(file))]
-    hashes = {name: facts.get("sha256") for name, facts in export.items()}
-    outdated = [value for value in found if measured_others(value, hashes)]
-    return tuple(value for value in found if value not in outdated), tuple(str(one["device"]) for one in outdated)
 
 
 def _results(path: Path) -> dict[str, dict[str, Any]]:

@@ -7,12 +7,13 @@ from typing import Any
 
 from export.targets.table import ONNXRUNTIME
 from qkd.report.findings.confusion import class_table, pair_table
+from qkd.report.findings.measurements import conditions
 from qkd.report.findings.terms import TERMS
 from qkd.report.searches import SearchRecord, search_table
 from qkd.report.summary import LayerRow, RunSummary, model_table, size_table
 from qkd.report.table import markdown, plain_text
 from qkd.report.tradeoff import device_table
-from qkd.units import bytes_text, counted
+from qkd.units import bytes_text
 
 SIZE_NOTE = TERMS["size"]
 SEARCH_NOTE = "Validation accuracies of members of the population; a search does not use the test images."
@@ -80,10 +81,13 @@ def render_text(
         parts += ["## Size", markdown(sizes), SIZE_NOTE]
     if len(costs := cost_table(summary)) > 1:
         parts += ["## Cost of one image", markdown(costs)]
-    if summary.bench:
-        parts += ["## Latency", plain_text(latency_sentence(summary))]
     if summary.devices:
-        parts += [markdown(device_table(summary)), TERMS["devices"]]
+        parts += [
+            "## Latency",
+            *map(plain_text, conditions(summary.devices)),
+            markdown(device_table(summary)),
+            TERMS["devices"],
+        ]
     if searches:
         parts += ["## Search", markdown(search_table(searches)), SEARCH_NOTE]
         parts += [plain_text(one.cost) for one in searches.values() if one.cost]
@@ -185,18 +189,6 @@ def _codes_sentence(parity: Mapping[str, Any]) -> str:
     return (
         f" Layer by layer, on {parity['layer_images']} images: {off:,} of {values:,} codes differ between student and "
         f"file, {on:,} between the file's arithmetic and each integer kernel fed the same codes."
-    )
-
-
-def latency_sentence(summary: RunSummary) -> str:
-    """Return how the latencies were measured."""
-    known = {"cpu": "unknown", **dict.fromkeys(("onnxruntime", "threads", "batch_size", "rounds", "warmup"), "?")}
-    facts = known | {key: value for key, value in summary.bench.items() if key in known}
-    facts |= {key: value for key, value in (summary.bench.get("machine") or {}).items() if key in known}
-    return (
-        f"{facts['cpu']}, {counted(facts['threads'], 'thread')}, batch {facts['batch_size']}, "
-        f"{counted(facts['rounds'], 'round')} of all files, interleaved, "
-        f"after {facts['warmup']} of warm-up, ONNX Runtime {facts['onnxruntime']}."
     )
 
 

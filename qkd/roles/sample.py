@@ -14,6 +14,7 @@ from export import Preprocessing, Sample, sample_size, write_sample
 from export.storage.preprocessing import prepared_text
 from qkd.config import RunConfig
 from qkd.data import DataError, Split, Splits, load_splits, normalize
+from qkd.files import sha256_of
 from qkd.methods.table import reads_images
 from qkd.roles.images import stored_images
 from qkd.seeding import stream
@@ -38,9 +39,10 @@ def write_run_sample(folder: Path, nets: Mapping[str, nn.Module], splits: Splits
     """
     images, labels = evenly(splits.test, splits, 256)
     logits = {name: _logits(net, images) for name, net in nets.items()}
-    return write_sample(
-        folder / FILE, Sample(images.numpy(), labels.numpy().astype(np.int64), logits, prepared_text(preprocessing))
-    )
+    files = {name: folder / f"{name}.onnx" for name in nets}
+    hashes = {name: sha256_of(path) for name, path in files.items() if path.is_file()}
+    numbers = labels.numpy().astype(np.int64)
+    return write_sample(folder / FILE, Sample(images.numpy(), numbers, logits, prepared_text(preprocessing), hashes))
 
 
 def calibration_images(config: RunConfig, count: int = 128, *, folder: Path | None = None) -> npt.NDArray[np.float32]:

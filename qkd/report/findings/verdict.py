@@ -30,7 +30,7 @@ class Figures(Protocol):
 
 
 def verdict(student: Figures | None, twin: Figures | None, teacher: Figures | None, *, predictions: Mapping[str, Any],
-            parity: Mapping[str, Any], under: Mapping[str, Figures] | None = None) -> str:  # fmt: skip
+            parity: Mapping[str, Any], under: Mapping[str, Figures] | None = None, where: str = "") -> str:  # fmt: skip
     """Return the sentence; empty if there is no student yet.
 
     Args:
@@ -40,10 +40,12 @@ def verdict(student: Figures | None, twin: Figures | None, teacher: Figures | No
         predictions: Content of ``predictions.json``, for the spread of the difference; empty if there is none.
         parity: Content of ``parity.json``.
         under: The student's rows under other execution providers, by the provider's name.
+        where: What the latencies must say of their device and batch; empty for one image on this machine.
     """
     if student is None or student.test_accuracy is None:
         return ""
-    parts = [*_costs(student, twin), *_speeds(under or {}, twin)]
+    place = f" ({where})" if where else ""
+    parts = [*_costs(student, twin, place), *(f"{text}{place}" for text in _speeds(under or {}, twin))]
     points = points_text(student.test_accuracy, teacher.test_accuracy if teacher else None, predictions)
     if points:
         parts.append(f"{points} vs. the {teacher.role.partition(' (')[0] if teacher else 'teacher'}")
@@ -95,8 +97,8 @@ def factor_text(ours: float | None, theirs: float | None, words: tuple[str, str,
     return f"{_times(factor)} x {less}" if factor > 1 else f"{_times(1 / factor)} x {more}"
 
 
-def _costs(student: Figures, twin: Figures | None) -> list[str]:
-    """Return size and speed compared with the twin; the first of them names it."""
+def _costs(student: Figures, twin: Figures | None, place: str) -> list[str]:
+    """Return size and speed compared with the twin; the first of them names it, a speed its device."""
     if twin is None:
         return []
     pairs = (
@@ -106,6 +108,8 @@ def _costs(student: Figures, twin: Figures | None) -> list[str]:
     parts = [text for text in pairs if text]
     if parts:
         parts[0] += f" {'as' if parts[0].startswith('as ') else 'than'} FP32"
+    if pairs[1]:
+        parts[-1] += place
     return parts
 
 

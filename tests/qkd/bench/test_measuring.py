@@ -20,6 +20,7 @@ from export.storage.preprocessing import prepared_text
 from qkd.bench.targets import find_targets, is_float
 from qkd.cli import main
 from qkd.config.binding import config_text
+from qkd.files import sha256_of
 from qkd.testing import TinyNet, synthetic_images, tiny_config, write_npz_set
 from quantizers import QuantSpec, calibrate, prepare
 
@@ -103,22 +104,23 @@ def test_a_runtime_that_fails_costs_no_row_of_another(
 ) -> None:  # fmt: skip
     (tmp_path / "openvino.py").write_text(content + "\n")
     monkeypatch.syspath_prepend(tmp_path)
-    shutil.copytree(made, tmp_path / "run")
+    shutil.copytree(made, tmp_path / "run", ignore=shutil.ignore_patterns("bench"))
     both = (tmp_path / "run", *QUICK, "--runtime", "onnxruntime,openvino")
     out, err = run(capsys, *both, code=1)
     _, *lines = out.splitlines()
     assert [line.split()[:2] for line in lines] == [["local", "student"], ["local", "teacher"], ["local", "-"]]
     assert "FAILED: " in lines[2] and reason in lines[2]
     assert "recorded in" in err
-    record = json.loads((tmp_path / "run" / "bench" / "local.json").read_text())
+    (file,) = (tmp_path / "run" / "bench").glob("local*.json")
+    record = json.loads(file.read_text())
     assert list(record["models"]) == ["student", "teacher"] and record["failure"] is None
     (device,) = json.loads(run(capsys, *both, "--json", code=1)[0])["devices"]
     assert reason in device["failure"] and list(device["models"]) == ["student", "teacher"]
     # nothing else was asked for: a failure alone, and nothing is recorded
-    (tmp_path / "run" / "bench" / "local.json").unlink()
+    file.unlink()
     alone, _ = run(capsys, tmp_path / "run", *QUICK, "--runtime", "openvino", code=2 if "missing" in reason else 1)
     assert len(alone.splitlines()) == 2 and reason in alone
-    assert not (tmp_path / "run" / "bench" / "local.json").exists()
+    assert not any((tmp_path / "run" / "bench").glob("*.json"))
 
 
 def test_a_python_of_the_command_line_stands_above_the_devices_own(
@@ -182,6 +184,107 @@ def test_two_runs_keep_their_names_apart(made: Path, tmp_path: Path, capsys: pyt
     assert "have different test images" in err and "measure them one by one" in err
 
 
+def test_runs_in_folders_of_one_name_are_told_apart(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their names end alike, so one of them was lost without a word."""
+    for name in ("a/run", "b/run", "a/other"):
+        shutil.copytree(made, tmp_path / name)
+    folders = [str(tmp_path / name) for name in ("a/run", "b/run", "a/other")]
+    out, _ = run(capsys, *folders, *QUICK, "--provider", "cpu", "--json")
+    (device,) = json.loads(out)["devices"]
+    assert list(device["models"]) == [f"{prefix}/{name}" for prefix in ("a/run", "b/run", "other")
+                                      for name in ("student", "teacher")]  # fmt: skip
+    assert all(row["agreement"] == 1.0 for row in device["models"].values())
+    _, err = run(capsys, folders[0], tmp_path / "b" / ".." / "a" / "run", *QUICK, code=2)
+    assert "a/run is named twice; name each run folder once" in err
+
+
+def test_runs_with_other_labels_are_not_scored_on_one_sample(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(made, tmp_path / "coarse")
+    mine = read_sample(made / "export" / "sample.npz")
+    write_sample(tmp_path / "coarse" / "export" / "sample.npz", replace(mine, labels=mine.labels // 2))
+    _, err = run(capsys, made, tmp_path / "coarse", *QUICK, code=2)
+    assert "the same test images with different labels" in err and "measure them one by one" in err
+
+
+def test_expected_logits_belong_to_a_file_not_to_a_name(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file of the same name was judged by the logits of the run's own student."""
+    export = tmp_path / "run" / "export"
+    shutil.copytree(made / "export", export)
+    mine, apart = export / "sample.npz", tmp_path / "sample.npz"
+    other, renamed = tmp_path / "student.onnx", tmp_path / "renamed.onnx"
+    other.write_bytes((export / "teacher.onnx").read_bytes())
+    renamed.write_bytes((export / "student.onnx").read_bytes())
+    sample = read_sample(mine)
+    wrong = replace(sample, logits={name: np.roll(value, 1, axis=1) for name, value in sample.logits.items()})
+    write_sample(mine, wrong)  # so that it shows which logits are used
+    hashes = {name: sha256_of(export / f"{name}.onnx") for name in ("student", "teacher")}
+    write_sample(apart, replace(wrong, files=hashes))
+
+    def used(file: Path, sample: Path) -> bool:
+        (device,) = json.loads(run(capsys, file, "--sample", sample, *QUICK, "--provider", "cpu", "--json")[0])[
+            "devices"
+        ]
+        (row,) = device["models"].values()
+        return bool(row["agreement"] < 1)
+
+    assert used(export / "student.onnx", mine), "nothing records hashes: only the files beside the sample are its own"
+    assert not used(other, mine) and not used(renamed, mine)
+    assert used(renamed, apart) and used(other, apart), (
+        "the sample records which files they are of, whatever their names"
+    )
+    (export / "export.json").write_text(json.dumps({
+        name: {"path": f"{name}.onnx", "sha256": sha256} for name, sha256 in hashes.items()
+    }))  # fmt: skip
+    assert used(renamed, mine), "the record beside the sample says so"
+    (export / "student.onnx").write_bytes((export / "teacher.onnx").read_bytes())
+    assert targets_computed(export / "student.onnx", tmp_path / "none.npz", sample) == ("student",)
+    _, err = run(capsys, made / "export" / "student.onnx", "--sample", mine, *QUICK)
+    assert "agreement of" not in err
+    write_sample(mine, replace(sample, logits={}))
+    _, err = run(capsys, made / "export" / "student.onnx", "--sample", mine, *QUICK)
+    assert "agreement of student: with the file as computed here without optimizations" in err
+
+
+def targets_computed(file: Path, place: Path, sample: Sample) -> tuple[str, ...]:
+    write_sample(place, sample)
+    return find_targets([str(file)], place).computed
+
+
+def test_images_of_others_are_not_recorded_as_the_runs(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The report called them test images."""
+    folder, other = tmp_path / "run", tmp_path / "other.npz"
+    shutil.copytree(made, folder)
+    own = ("--rounds", "5", "--warmup", "1", "--provider", "auto")
+    sample = read_sample(made / "export" / "sample.npz")
+    write_sample(other, Sample(sample.images[::-1].copy() + 1, np.zeros(len(sample.images), np.int64)))
+    run(capsys, folder, *own)
+    before = json.loads((folder / "bench" / "local.json").read_text())
+    assert before["stage"] and before["models"]["student"]["accuracy"] == 1.0
+    (tmp_path / "d.yaml").write_text("devices: {board: {address: local}}\n")
+    board = ("--on", "board", "--devices", tmp_path / "d.yaml")
+    out, err = run(capsys, folder, *own, "--sample", other, "--on", "local", *board, "--json")
+    assert all(row["accuracy"] < 1 for one in json.loads(out)["devices"] for row in one["models"].values()), "is shown"
+    assert "accuracy and agreement are not recorded: the images are not those of the run's sample" in err
+    assert json.loads((folder / "bench" / "local.json").read_text()) == before, "its scores are kept"
+    for name, device in (("local-another-sample", "local (another sample)"), ("board", "board")):
+        record = json.loads((folder / "bench" / f"{name}.json").read_text())
+        assert record["device"] == device and record["images"] == 0 and not record["stage"]
+        rows = record["models"].values()
+        assert {row[key] for row in rows for key in ("accuracy", "agreement", "max_difference")} == {None}
+    same = tmp_path / "same.npz"
+    write_sample(same, replace(sample, logits={}))
+    _, err = run(capsys, folder, *own, "--sample", same)
+    assert "are not recorded" not in err, "the same images"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -191,6 +294,7 @@ def test_two_runs_keep_their_names_apart(made: Path, tmp_path: Path, capsys: pyt
         (["STUDENT", "--on", "pi9"], "device 'pi9' is neither an address"),
         (["STUDENT", "--on", "ssh://-oProxyCommand=x"], "is no host"),
         (["STUDENT", "--rounds", "0"], "rounds must be at least 1, got 0"),
+        (["STUDENT", "--timeout", "0"], "timeout_s must be positive, got 0.0"),
         (["STUDENT", "--timeout", "-1"], "timeout_s must be positive, got -1.0"),
         (["STUDENT", "--provider", "Foo"], "provider 'Foo' is not in this onnxruntime"),
         (["TEACHER", "--int8-baseline"], "needs images to calibrate on"),

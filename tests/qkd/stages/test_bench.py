@@ -13,19 +13,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from export import read_sample
+from export import DeviceResult, read_sample
 from qkd.bench.record import file_name, file_names, write_records
 from qkd.cli import main
+from qkd.config.binding import config_text
 from qkd.failures import ConfigError
+from qkd.pipeline.running import run_stages
 from qkd.progress import Progress, Silent
 from qkd.report import summarize
 from qkd.roles.sample import calibration_images
 from qkd.run.folder import RunFolder
 from qkd.stages import STAGES
+from qkd.stages import bench as stage
 from qkd.stages.bench import BenchError
 from qkd.testing import run_tiny, tiny_config
 
 NOWHERE = "ssh://127.0.0.1:1"
+OWN = ["--rounds", "5", "--warmup", "1"]  # as the run's config says
 REFUSED = "Connection refused|cannot run ssh"  # the second where no ssh is installed
 
 
@@ -140,7 +144,7 @@ def test_measuring_again_after_another_export_makes_the_report_possible(
     quick = ["--rounds", "3", "--warmup", "0"]
     (tmp_path / "d.yaml").write_text("devices: {board: {address: local}}\n")
     board = ["bench", str(run), "--on", "board", "--devices", str(tmp_path / "d.yaml"), *quick]
-    assert main(["bench", str(run), *quick]) == main(board) == main(["report", str(run)]) == 0
+    assert main(["bench", str(run), *OWN]) == main(board) == main(["report", str(run)]) == 0
     assert state_of(run, capsys) == "complete"
     # the files that were measured are the same bytes: nothing is to be measured again, but the report is older
     assert main(["export", str(run), "export.target=openvino"]) == 0
@@ -157,7 +161,7 @@ def test_measuring_again_after_another_export_makes_the_report_possible(
     assert "local had measured other files than those of this export; its record is deleted" in capsys.readouterr().err
     assert main(["report", str(run)]) == 2  # the run's own device is this machine
     assert f"run `qkd run {run} --until bench`" in capsys.readouterr().err
-    assert main(["bench", str(run), *quick]) == main(["report", str(run)]) == 0
+    assert main(["bench", str(run), *OWN]) == main(["report", str(run)]) == 0
     assert state_of(run, capsys) == "complete" and len(summarize(run).devices) == 2
 
 
@@ -206,3 +210,136 @@ def test_another_device_of_the_same_file_name_keeps_its_record(tmp_path: Path) -
         write_records(tmp_path, [{"device": title, "models": {}}])
     assert len(list(tmp_path.iterdir())) == 2
     assert {read(path)["device"] for path in tmp_path.iterdir()} == {"a/b", "a-b"}
+
+
+def test_other_settings_neither_complete_nor_replace_the_stage(
+    exported: RunFolder, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One round of four images completed the run's own measurement."""
+    run = tmp_path / "tiny"
+    shutil.copytree(exported.path, run)
+    shutil.rmtree(run / "bench", ignore_errors=True)
+    (run / "manifests" / "bench.json").unlink(missing_ok=True)
+    other = ["bench", str(run), "--threads", "2", "--rounds", "1", "--batch-size", "4", "--affinity", "0"]
+    assert main(other) == 0
+    title = "local (2 threads, 1 round, warm-up 20, CPUs 0, batch 4)"
+    assert f"{title}: measured otherwise than the bench section of the run's config says" in capsys.readouterr().err
+    with RunFolder.reopen(run) as folder:
+        assert folder.why_incomplete("bench") == "not run"
+    assert summarize(run).student.median_ms is None, "it does not lead"
+    assert [one["device"] for one in summarize(run).devices] == [title]
+    assert main(["bench", str(run), *OWN]) == 0
+    with RunFolder.reopen(run) as folder:
+        assert folder.is_complete("bench")
+    own = read(run / "bench" / "local.json")
+    assert own["stage"] and own["settings"]["rounds"] == 5
+    assert main(other) == 0
+    assert read(run / "bench" / "local.json") == own
+    with RunFolder.reopen(run) as folder:
+        assert folder.is_complete("bench")
+    summary = summarize(run)
+    assert [one["device"] for one in summary.devices] == ["local", title]
+    assert summary.student.median_ms == own["models"]["student"]["median_ms"]
+
+
+def test_a_changed_entry_of_the_devices_file_makes_the_stage_incomplete(
+    exported: RunFolder, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "d.yaml"
+    file.write_text("devices: {board: {address: local}, unused: {address: local}}\n")
+    folder = bench(exported, data, on=("board",), devices=file)
+    run = RunFolder(tiny_config(data, {"bench.on": ("board",), "bench.devices": file}), exported.path)
+
+    def again() -> tuple[int, str]:
+        capsys.readouterr()
+        run_stages(run, ["bench"], Progress())
+        return read(folder / "board.json")["threads"], capsys.readouterr().err
+
+    assert "already complete" in again()[1]
+    file.write_text("devices: {board: {address: local}, unused: {address: ssh://pi@board}}\n")
+    assert "already complete" in again()[1], "another device's entry"
+    file.write_text("devices: {board: {address: local, threads: 2}}\n")
+    threads, err = again()
+    assert threads == 2 and "bench: threads of device board was None, is 2" in err
+    assert "5 rounds of student, teacher interleaved, 2 threads\n" in err
+    file.unlink()
+    assert "already complete" in again()[1], "it cannot be measured again here"
+    file.write_text("devices: {board: {address: local, threads: 1}}\n")
+    record = read(folder / "board.json")
+    for key in ("entry", "settings", "stage"):  # as older versions wrote it
+        del record[key]
+    (folder / "board.json").write_text(json.dumps(record))
+    run.extend("bench", [folder / "board.json"])
+    assert "already complete" in again()[1]
+
+
+def test_threads_of_each_device_are_said(exported: RunFolder, data: Path, tmp_path: Path, capsys) -> None:
+    file = tmp_path / "d.yaml"
+    file.write_text("devices: {board: {address: local, threads: 2}}\n")
+    bench(exported, data, Progress(), on=("local", "board"), devices=file)
+    assert "interleaved, 1 thread on local, 2 threads on board" in capsys.readouterr().err
+
+
+def test_a_device_that_fails_keeps_its_times_and_is_named_until_it_works(
+    exported: RunFolder, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "d.yaml"
+    file.write_text("devices: {board: {address: local}}\n")
+    changes: dict[str, Any] = {"bench.on": ("local", "board"), "bench.devices": file}
+    run = RunFolder(tiny_config(data, changes), exported.path)
+    folder = bench(exported, data, on=("local", "board"), devices=file)
+    good = read(folder / "board.json")
+    real = stage.measure_devices
+
+    def failing(devices: Any, *arguments: Any, **more: Any) -> Any:
+        found = real(devices, *arguments, **more)
+        return tuple(one if one.device.title == "local" else DeviceResult(one.device, failure="gone") for one in found)
+
+    monkeypatch.setattr(stage, "measure_devices", failing)
+    STAGES["bench"](run, Silent())
+    record = read(folder / "board.json")
+    assert record["models"] == good["models"]
+    assert record["failure"] == "gone; the times of board are of an earlier run"
+    write_config(exported.path, run.config)
+    capsys.readouterr()
+    for _ in range(2):
+        run_stages(run, ["bench"], Progress())
+        err = capsys.readouterr().err
+        assert "already complete" in err and "warning: board failed: gone" in err and "to try again)" in err
+    # measured with other settings: its times are not those of the config anymore
+    STAGES["bench"](RunFolder(tiny_config(data, {**changes, "bench.rounds": 6}), exported.path), Silent())
+    assert read(folder / "board.json")["models"] == {}
+    write_config(exported.path, tiny_config(data, changes))
+    assert [one["device"] for one in summarize(exported.path).devices] == ["board"], "local has other rounds"
+    monkeypatch.setattr(stage, "measure_devices", real)
+    alone = tiny_config(data)
+    STAGES["bench"](RunFolder(alone, exported.path), Silent())
+    write_config(exported.path, alone)
+    assert [one["device"] for one in summarize(exported.path).devices] == ["local"]
+    capsys.readouterr()
+    run_stages(RunFolder(alone, exported.path), ["bench"], Progress())
+    assert "warning" not in capsys.readouterr().err
+
+
+def write_config(run: Path, config: Any) -> None:
+    (run / "config.yaml").write_text(config_text(config))
+
+
+def test_a_record_of_an_older_version_is_left_out_once_its_device_is_not_named(
+    exported: RunFolder, data: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "tiny"
+    shutil.copytree(exported.path, run)
+    folder = run / "bench"
+    record = read(bench(RunFolder(exported.config, run), data) / "local.json")
+    for name in ("local", "added"):
+        old = {key: value for key, value in record.items() if key not in ("entry", "settings", "stage")}
+        (folder / f"{name}.json").write_text(json.dumps({**old, "device": name}))
+    (tmp_path / "d.yaml").write_text("devices: {board: {address: local}}\n")
+    config = tiny_config(data, {"bench.on": ("board",), "bench.devices": tmp_path / "d.yaml", "bench.batch_size": 2})
+    STAGES["bench"](RunFolder(config, run), Silent())
+    write_config(run, config)
+    summary = summarize(run)
+    assert [one["device"] for one in summary.devices] == ["board", "added"], "what a command added stays"
+    assert (folder / "local.json").is_file()
+    assert summary.bench["device"] == "board"

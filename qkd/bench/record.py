@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from export import Device, DeviceResult, Settings
-from export.devices.providers import provider_names
+from export.devices.providers import SHORT, provider_names
 from qkd.bench.device_file import entry_of
 from qkd.bench.targets import BASELINE, Targets
 from qkd.config import BenchConfig
@@ -218,7 +218,8 @@ def _words(key: str, value: Any) -> str:
         return f"{'with' if value else 'without'} {BASELINE}"
     if key == "affinity":
         return f"CPUs {' '.join(map(str, value))}" if value else "not pinned"
-    shown = " ".join(map(str, value)) if isinstance(value, list) else value
+    short = {name: word for word, name in SHORT.items()}
+    shown = " ".join(str(short.get(one, one)) for one in value) if isinstance(value, list) else value
     return f"{NAMES[key]} {shown}"
 
 

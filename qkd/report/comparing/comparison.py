@@ -7,19 +7,21 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from qkd.config.binding import read_config
 from qkd.files import DamagedFileError, write_text
 from qkd.report.caveats import interval_text
 from qkd.report.comparing.differences import Difference, difference_cells, difference_notes, differences
 from qkd.report.summary import RunSummary, summarize
 from qkd.report.table import align
-from qkd.units import megabytes, milliseconds, percent
+from qkd.units import counted, megabytes, milliseconds, percent
 
 HEAD = ["run", "student", "net", "accuracy", "teacher", "size", "FP32 / size", "latency", "FP32 / latency", "needs",
         "state"]  # fmt: skip
+MEASURED = "measured on"
 TERMS = (
     "Accuracy: on the test images, with its 95 % interval; it is not comparable across data sets. FP32 / "
     "size, FP32 / latency: how many times smaller and faster the student's file is than that of the same net with "
-    "32-bit floats. Latencies of different machines cannot be compared; the ratios can, with care."
+    "32-bit floats. Latencies of different machines, batches or threads cannot be compared; the ratios can, with care."
 )
 
 
@@ -36,6 +38,8 @@ class RunRow:
         size_bytes, size_ratio: Size of the student's file, and the FP32 file's size divided by it.
         median_ms, latency_ratio: Latency of one inference, and FP32's divided by it.
         needs: What runs the file.
+        device, batch_size, threads: Where the latency was measured, with how many images and intra-op threads; empty or
+            None if unknown.
         state: ``complete``, or how far it got; what has changed since its report; or why it cannot be read.
     """
 
@@ -51,6 +55,17 @@ class RunRow:
     latency_ratio: float | None = None
     needs: str = ""
     state: str = ""
+    device: str = ""
+    batch_size: int | None = None
+    threads: int | None = None
+
+    @property
+    def measured(self) -> str:
+        """How the latency was measured; empty if there is none."""
+        if self.median_ms is None:
+            return ""
+        parts = [self.device, "" if self.batch_size is None else f"batch {self.batch_size}"]
+        return ", ".join([*filter(None, parts), *([] if self.threads is None else [counted(self.threads, "thread")])])
 
 
 @dataclass(frozen=True)
@@ -77,8 +92,13 @@ class RunsTable:
         return rows
 
     def cells(self) -> list[list[str]]:
-        """Return the heading and one line per run, as text."""
-        return [HEAD, *(_cells(row) for row in self.rows)]
+        """Return the heading and one line per run, as text; also how latencies were measured, if not all alike."""
+        lines = [HEAD, *(_cells(row) for row in self.rows)]
+        if not _is_mixed(self.rows):
+            return lines
+        told = [MEASURED, *(row.measured or "-" for row in self.rows)]
+        place = HEAD.index("latency") + 1
+        return [[*line[:place], words, *line[place:]] for line, words in zip(lines, told, strict=True)]
 
     def to_text(self) -> str:
         """Return the tables as text."""
@@ -112,6 +132,7 @@ def compare_runs(folders: Sequence[Path]) -> RunsTable:
         else:
             summaries.append(summary)
             rows.append(_row(name, summary))
+        rows[-1] = replace(rows[-1], state=_config_fault(folder) or rows[-1].state)
     apart = differences(summaries)
     return RunsTable(tuple(rows), differences=apart, notes=tuple(difference_notes(apart, folders)))
 
@@ -159,6 +180,9 @@ def _row(name: str, summary: RunSummary) -> RunRow:
         "median_ms": student.median_ms,
         "latency_ratio": _ratio(twin.median_ms if twin else None, student.median_ms),
         "needs": student.needs,
+        "device": str(summary.bench.get("device", "")),
+        "batch_size": summary.bench.get("batch_size"),
+        "threads": summary.bench.get("threads"),
     }
     return RunRow(**{**asdict(row), **values})
 
@@ -176,6 +200,19 @@ def _state(summary: RunSummary) -> str:
         "teacher trained": summary.models,
     }
     return next((words for words, is_there in steps.items() if is_there), "begun")
+
+
+def _config_fault(folder: Path) -> str:
+    """Return what is wrong with a run's config; empty if it can be read, or there is none."""
+    file = folder / "config.yaml"
+    if not file.exists():
+        return ""
+    try:
+        read_config(file)
+    except (OSError, ValueError) as error:
+        fault = next(iter(str(error).splitlines()), "unreadable").removeprefix(f"{file}: ")
+        return f"config.yaml is damaged ({fault}); restore it, or delete the run folder"
+    return ""
 
 
 def _ratio(theirs: float | None, ours: float | None) -> float | None:
@@ -213,10 +250,23 @@ def _charts(table: RunsTable) -> list[Any]:
     )
     charts = []
     for title, label, key, factor in pairs:
+        is_mixed = key == "median_ms" and _is_mixed(known)
         points = [
-            Point(f"{row.run} {row.student}", factor * getattr(row, key), row.accuracy or 0.0, index)
-            for index, row in enumerate(known) if getattr(row, key) is not None
-        ]  # fmt: skip
+            Point(
+                f"{row.run} {row.student}{f' ({row.measured})' if is_mixed else ''}",
+                factor * getattr(row, key),
+                row.accuracy or 0.0,
+                index,
+            )
+            for index, row in enumerate(known)
+            if getattr(row, key) is not None
+        ]
         if points:
+            title = f"{title} (not measured alike)" if is_mixed else title
             charts.append(scatter_chart(title, points, x_label=label, percent=True))
     return charts
+
+
+def _is_mixed(rows: Sequence[RunRow]) -> bool:
+    """Return whether latencies of runs are of different devices, batches or threads."""
+    return len({row.measured for row in rows if row.median_ms is not None}) > 1

@@ -23,11 +23,13 @@ from qkd.units import megabytes, milliseconds, percent
 
 HEAD = ["run", "figure", "first run", "this run", "difference", "95 % interval", "this run is"]
 NOISE, OTHER_IMAGES, SAME_SIZE = "within noise", "not comparable: other test images", "the same size"
+UNLIKE = "not comparable"
 UNKNOWN_IMAGES = "unknown: no record of the test images"
 OTHER_SCORES = "not comparable: other statistics in batch norm (data.batch_statistics)"
 SIZE_NOISE = 0.01  # names and versions in a file's metadata differ by less
 SAME_MACHINE = ("cpu", "onnxruntime")  # keys of a machine's record
 SAME_SETTINGS = ("threads", "batch_size", "affinity")
+WORDS = {"cpu": "processor", "batch_size": "batch", "affinity": "pinned to CPUs"}
 STUDENT = "student"  # a measured model's name is this, or begins with it: `student, low-bit provider`
 
 
@@ -39,7 +41,7 @@ class Difference:
         run: The run's name.
         against: The first run's name.
         position: Position of the run among all compared runs, from 0.
-        figure: ``accuracy``, ``file``, or ``latency, DEVICE[, PROVIDER]``.
+        figure: ``accuracy``, ``file``, ``latency, DEVICE[, PROVIDER]``, or ``latency`` if no device measured both.
         first, this: Both values: fractions of the test images, bytes or milliseconds.
         verdict: ``better``, ``worse``, ``smaller``, ``larger``, ``faster``, ``slower``, ``the same size``, ``within
             noise``, or why the two cannot be compared.
@@ -135,8 +137,15 @@ def _of_pair(first: _Student, this: _Student) -> Iterator[Difference]:
         ratio = this.row.size_bytes / first.row.size_bytes
         verdict = SAME_SIZE if abs(ratio - 1) <= SIZE_NOISE else "smaller" if ratio < 1 else "larger"
         yield say("file", first.row.size_bytes, this.row.size_bytes, verdict, ratio)
-    for figure, one, other in _measured_alike(first.summary, this.summary):
-        yield say(figure, one["median_ms"], other["median_ms"], *_of_medians(one, other))
+    measured = list(_measured_on_both(first.summary, this.summary))
+    for figure, one, other, unlike in measured:
+        found = (f"{UNLIKE}: {unlike}",) if unlike else _of_medians(one, other)
+        yield say(figure, one["median_ms"], other["median_ms"], *found)
+    if not measured and first.row.median_ms and this.row.median_ms:
+        benches = first.summary.bench, this.summary.bench
+        devices = " and ".join(str(bench.get("device")) for bench in benches)
+        unlike = "; ".join(filter(None, [f"device {devices}", _unlike(*benches, of_machine=False)]))
+        yield say("latency", first.row.median_ms, this.row.median_ms, f"{UNLIKE}: {unlike}")
 
 
 def _of_accuracy(first: _Student, this: _Student, theirs: float, ours: float) -> dict[str, Any]:
@@ -168,22 +177,35 @@ def _answers(summary: RunSummary) -> npt.NDArray[np.bool_] | None:
     return unpack_answers(said["correct"], summary.predictions["images"]) if said.get("correct") else None
 
 
-def _measured_alike(first: RunSummary, this: RunSummary) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
-    """Yield the students' measurements in both runs on the same machine, with the same settings and provider."""
+def _measured_on_both(
+    first: RunSummary, this: RunSummary
+) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any], str]]:
+    """Yield the students' measurements on devices of both runs, and in what the conditions differ."""
     measured = {bench.get("device"): bench for bench in first.devices}
     for bench in this.devices:
         other = measured.get(bench.get("device"), {})
-        if _setting(bench) != _setting(other):
-            continue
         for name, ours in bench.get("models", {}).items():
             theirs = other.get("models", {}).get(name, {})
             if name.partition(",")[0] == STUDENT and theirs.get("median_ms") and ours.get("median_ms"):
-                yield f"latency, {bench['device']}{name.removeprefix(STUDENT)}", theirs, ours
+                yield f"latency, {bench['device']}{name.removeprefix(STUDENT)}", theirs, ours, _unlike(other, bench)
 
 
-def _setting(bench: Mapping[str, Any]) -> tuple[object, ...]:
-    machine = bench.get("machine") or {}
-    return (*(machine.get(key) for key in SAME_MACHINE), *(bench.get(key) or None for key in SAME_SETTINGS))
+def _unlike(first: Mapping[str, Any], this: Mapping[str, Any], *, of_machine: bool = True) -> str:
+    """Return in what the conditions of two measurements differ: ``batch 1 and 64``; empty if in nothing."""
+    machines = first.get("machine") or {}, this.get("machine") or {}
+    pairs = {key: (machines[0].get(key), machines[1].get(key)) for key in SAME_MACHINE if of_machine}
+    pairs |= {key: (first.get(key) or None, this.get(key) or None) for key in SAME_SETTINGS}
+    return "; ".join(
+        f"{WORDS.get(key, key)} {_value(key, then)} and {_value(key, now)}"
+        for key, (then, now) in pairs.items()
+        if then != now
+    )
+
+
+def _value(key: str, value: Any) -> str:
+    if value is None:
+        return "none" if key == "affinity" else "unknown"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _of_medians(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> tuple[str, float]:

@@ -6,7 +6,8 @@ TERMS = {
     "models": "w2a2: 2 bits for each weight, 2 for each activation (the values between layers). FP32 twin: the "
     "student's net with 32-bit floats. In parentheses: the 95 % interval, which should contain the accuracy on "
     "many more images of this kind. Parity: the share of test images that get the same class from the ONNX file as "
-    "from the trained student, with ONNX Runtime's optimizations off (and on). Latency: median time of one inference.",
+    "from the trained student, with ONNX Runtime's optimizations off (and on). Latency: median time of one inference, "
+    "of one image on this machine unless the heading says otherwise.",
     "size": "Theoretical: weights at their bit width, four bytes for each bias and weight scale (in a float net, for "
     "each parameter). The file also holds the graph.",
     "cost": "Multiply-accumulates: products that are added up. BOPs: the same, times the bits of both factors. "
@@ -14,8 +15,9 @@ TERMS = {
     "devices": "p10, p90, p99: one in ten inferences is faster than p10, one in ten slower than p90, one in a hundred "
     "slower than p99. Size: of the file. Memory: the peak of a separate process that loads the file and runs it once, "
     "Python and runtime included. Vs. FP32: median latency divided by that of the FP32 file. Accuracy: on the sample "
-    "of test images that was sent along. Agreement: the share of these images that get the same class as from the "
-    "trained net (int8-static: from the float net).",
+    "that was sent along; a run's own holds test images. Agreement: the share of these images that get the same class "
+    "as from the trained net (int8-static: from the float net; a file whose logits are unknown: from itself, not "
+    "optimized).",
     "classes": "Accuracy of one class: the share of its test images that are classified correctly.",
     "confusion": "Each row holds the test images of one class, each column a class that the student predicts. Right "
     "answers are on the diagonal; the darker a cell, the larger its share of the row.",

@@ -15,8 +15,7 @@ from qkd.bench.device_file import entry_of
 from qkd.bench.targets import BASELINE, Targets
 from qkd.config import BenchConfig
 from qkd.files import DamagedFileError, read_json, sha256_of, write_json
-from qkd.report.findings.measurements import SETTINGS, is_own, unlike_settings
-from qkd.report.records import measured_others
+from qkd.report.findings.measurements import SETTINGS, is_own, measured_others, unlike_settings
 from qkd.units import counted
 
 # one value for all models of a device
@@ -39,7 +38,7 @@ def records_of(
     Args:
         results: One per device.
         targets: What was measured.
-        settings: How, without what devices have of their own.
+        settings: How, before a device's own values are put in.
         is_stage: Whether the stage of a run measured.
     """
     asked: Record = {name: _plain(getattr(settings, name)) for name in SETTINGS}

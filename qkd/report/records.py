@@ -274,21 +274,6 @@ def read_record(path: Path) -> dict[str, Any]:
     return {key: with_new_keys(part) if is_export else part for key, part in value.items()}
 
 
-def measured_others(record: Mapping[str, Any], hashes: Mapping[str, str | None]) -> bool:
-    """Return whether a device's record is of other files than the current ones, as after a new export.
-
-    Args:
-        record: Content of a file of ``bench/``, however damaged.
-        hashes: Name of a model -> SHA-256 of its current file; None if unknown.
-    """
-    models = record.get("models")
-    rows = models.items() if isinstance(models, dict) else ()
-    # A model has a row for each provider.
-    then = [(str(row.get("model", name)), row.get("sha256")) for name, row in rows if isinstance(row, dict)]
-    pairs = [(old, hashes.get(name)) for name, old in then]
-    return any(None not in pair and pair[0] != pair[1] for pair in pairs)
-
-
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the lines of a ``metrics.jsonl``.
 

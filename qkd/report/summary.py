@@ -21,7 +21,7 @@ from qkd.report.caveats import (
     parity_caveats,
     wilson,
 )
-from qkd.report.findings.measurements import label, read_measurements
+from qkd.report.findings.measurements import label, sort_out
 from qkd.report.findings.verdict import verdict
 from qkd.report.records import read_record, recorded_test_set
 from qkd.report.table import align
@@ -212,7 +212,7 @@ def summarize(path: Path) -> RunSummary:
         OSError: If a record cannot be read, or is too large.
     """
     export = read_json(path / "export" / "export.json")
-    found = read_measurements(path, {name: facts.get("sha256") for name, facts in export.items()})
+    found = sort_out(_records(path / "bench"), path, {name: facts.get("sha256") for name, facts in export.items()})
     devices, bench = (*found.own, *found.others), found.leading
     parity = read_json(path / "export" / "parity.json")
     report, results, taught = path / "report.html", _results(path), read_json(path / TAUGHT / "result.json")
@@ -283,6 +283,12 @@ def read_json(path: Path) -> dict[str, Any]:
         OSError: If the file cannot be read, or is too large.
     """
     return read_record(path) if path.is_file() else {}
+
+
+def _records(folder: Path) -> list[dict[str, Any]]:
+    """Return the devices' records, this machine's first."""
+    files = sorted(folder.glob("*.json"), key=lambda file: (file.name != "local.json", file.name))
+    return [{"device": file.stem, **value} for file in files if (value := read_json(file))]
 
 
 def _results(path: Path) -> dict[str, dict[str, Any]]:

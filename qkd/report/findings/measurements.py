@@ -12,7 +12,6 @@ from export.devices.providers import provider_names
 from qkd.config.binding import read_config
 from qkd.files import DamagedFileError, read_json
 from qkd.moved import in_new_spelling
-from qkd.report.records import measured_others, read_record
 from qkd.units import counted
 
 SETTINGS = ("threads", "rounds", "warmup", "providers", "affinity", "batch_size")  # of a measurement, as in a config
@@ -38,27 +37,37 @@ class Measurements:
         return next((one for one in self.own if one.get("models")), {})
 
 
-def read_measurements(path: Path, hashes: Mapping[str, str | None]) -> Measurements:
+def sort_out(records: Sequence[Mapping[str, Any]], path: Path, hashes: Mapping[str, str | None]) -> Measurements:
     """Return the records of a run's devices; those that the config no longer asks for are left out.
 
     Args:
+        records: Contents of the files of ``bench/``, each with its ``device``; this machine's first.
         path: The run folder.
         hashes: Name of a model -> SHA-256 of its current file; None if unknown.
-
-    Raises:
-        DamagedFileError: If a record is not what the toolkit writes.
-        OSError: If one cannot be read.
     """
     bench = bench_section(path)
-    files = sorted((path / "bench").glob("*.json"), key=lambda file: (file.name != f"{LOCAL}.json", file.name))
-    found: list[Mapping[str, Any]] = [{"device": file.stem, **value} for file in files if (value := read_record(file))]
-    found = [one for one in found if not is_dropped(one, bench)]
+    found = [one for one in records if not is_dropped(one, bench)]
     outdated = [one for one in found if measured_others(one, hashes)]
     current = [one for one in found if one not in outdated]
     own = [one for one in current if is_own(one, bench)]
     order = {title: place for place, title in enumerate(_on(bench))}
     own.sort(key=lambda one: order.get(str(one["device"]), len(order)))
     return Measurements(tuple(own), tuple(one for one in current if one not in own), tuple(outdated))
+
+
+def measured_others(record: Mapping[str, Any], hashes: Mapping[str, str | None]) -> bool:
+    """Return whether a device's record is of other files than the current ones, as after a new export.
+
+    Args:
+        record: Content of a file of ``bench/``, however damaged.
+        hashes: Name of a model -> SHA-256 of its current file; None if unknown.
+    """
+    models = record.get("models")
+    rows = models.items() if isinstance(models, dict) else ()
+    # A model has a row for each provider.
+    then = [(str(row.get("model", name)), row.get("sha256")) for name, row in rows if isinstance(row, dict)]
+    pairs = [(old, hashes.get(name)) for name, old in then]
+    return any(None not in pair and pair[0] != pair[1] for pair in pairs)
 
 
 def bench_section(path: Path) -> Mapping[str, Any]:

@@ -90,6 +90,7 @@ class _Deployable:
     weight: nn.Parameter
     bias: nn.Parameter | None
     bn: nn.modules.batchnorm._BatchNorm | None
+    mask: Tensor | None  # where weights are not zero for good (pruning); None if all train
     weight_quant: Any
     training: bool
     name: str
@@ -152,9 +153,8 @@ class _Deployable:
         channel's weights, so they are quantized with flipped sign: the folded codes then fit the same bits.
         """
         sign = self._sign()  # computed once per step
-        if sign is None:
-            return self._on_grid(self.weight)
-        return self._on_grid(self.weight * sign) * sign
+        weight = self._on_grid(self.weight) if sign is None else self._on_grid(self.weight * sign) * sign
+        return weight if self.mask is None else weight * self.mask
 
     def _on_grid(self, weight: Tensor) -> Tensor:
         if _is_plain(self.weight_quant):
@@ -209,10 +209,15 @@ class _Deployable:
         unit = scale * self.source.quant.step
         return weight, round_straight_through(shift / unit) * unit
 
+    def weight_codes(self) -> Tensor:
+        """Return the codes of the weight as a floating tensor, as batch norm's sign turns it; masked ones are 0."""
+        codes = self.quant.codes(self.turned(self.weight))
+        return codes if self.mask is None else codes * self.mask
+
     def integers(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return weight codes, positive weight scale ``[channels]`` or ``[1]``, and int32 bias codes (as float64)."""
         with torch.no_grad():
-            codes = self.quant.codes(self.turned(self.weight))
+            codes = self.weight_codes()
             _, scale, shift = self.folded()
             if shift is None:
                 return codes, scale, None
@@ -226,6 +231,11 @@ class _Deployable:
             codes: Integers of the grid, shaped like the weights.
         """
         return self.turned(codes.to(self.weight.dtype) * self.quant.step)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if self.mask is not None:  # a student of an earlier version has none: all of its weights trained
+            state_dict.setdefault(f"{prefix}mask", torch.ones_like(self.mask))
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
 
     @property
     def uses_deployed(self) -> bool:
@@ -340,6 +350,8 @@ def _adopt(layer: Any, original: nn.Conv2d | nn.Linear, injector: Any, options: 
     qnn.mixin.QuantWeightMixin.__init__(layer, injector, **options)
     if not original.weight.requires_grad:
         layer.quant.requires_grad_(False)
+    mask = original._buffers.get("mask")
+    layer.register_buffer("mask", None if mask is None else mask.clone())
     layer.to(original.weight.device)
 
 

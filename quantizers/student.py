@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -162,6 +162,21 @@ def warn_of_frozen(model: nn.Module) -> None:
             f"every parameter of {type(model).__name__} is frozen (requires_grad=False), and so are the weights of its "
             "student: only activation scales will train. To train it, call model.requires_grad_(True) before prepare "
             "or student.requires_grad_(True) after it",
+            stacklevel=3,
+        )
+
+
+def warn_of_computed(weights: Sequence[str]) -> None:
+    """Warn the caller of :func:`prepare` once of learned tensors that the student holds as the network computes them.
+
+    Args:
+        weights: Their names, with the functions that compute them.
+    """
+    if weights:
+        warnings.warn(
+            f"the network computes {'; '.join(weights)} from its parameters, in every forward pass. Its student holds "
+            "the results and trains them directly, without these functions. It is the same network until it trains; if "
+            "that is not what you want, replace them by plain parameters and train those before prepare",
             stacklevel=3,
         )
 

@@ -35,8 +35,42 @@ def folded(layer: Layer, extras: Sequence[nn.Module | None]) -> tuple[Layer, _Ba
     return layer, norm
 
 
+def may_fold(affine: Affine, layer: nn.Module, norm: nn.Module | None = None) -> bool:
+    """Return whether an affine map may be folded: what is frozen then stays frozen, and what trains still trains.
+
+    A constant factor other than zero only rescales the learning rate of the weights it is folded into. A frozen zero
+    closes a channel (a mask); merged into something that trains, it would open again.
+
+    Args:
+        affine: The affine map.
+        layer: The convolution or linear layer before it.
+        norm: The batch norm between them, if there is one.
+    """
+    if any(affine.learned) and not all(parameter.requires_grad for parameter in layer.parameters()):
+        return False  # trainable parameters must not disappear into a frozen layer
+    if closes(affine):
+        return not any(affine.learned) and not any(_trains(*part.parameters()) for part in (layer, norm) if part)
+    factor = getattr(norm, "weight", None)
+    return not (affine.learned[0] and factor is not None and not factor.requires_grad and _has_zeros(factor))
+
+
+def closes(affine: Affine) -> bool:
+    """Return whether an affine map has constant factors of zero, such as those of a mask."""
+    return not affine.learned[0] and _has_zeros(affine.scale)
+
+
+def _has_zeros(factor: Tensor) -> bool:
+    return bool((factor.detach() == 0).any())
+
+
 def _trains(*parts: Tensor | None) -> bool:
     return any(part is not None and part.requires_grad for part in parts)
+
+
+def _trains_after(offset: Tensor | None, affine: Affine) -> bool:
+    """Return whether an offset trains once an affine map is merged into it."""
+    is_moved = affine.learned[0] and offset is not None and bool((offset != 0).any())
+    return _trains(offset) or affine.learned[1] or is_moved
 
 
 def _scaled_layer(layer: Layer, affine: Affine) -> Layer:
@@ -47,7 +81,7 @@ def _scaled_layer(layer: Layer, affine: Affine) -> Layer:
     if layer.bias is not None or affine.learned[1] or bool((shift != 0).any()):
         channels = layer.weight.shape[0]
         bias = torch.zeros(channels).to(scale) if layer.bias is None else layer.bias.detach()
-        trains = _trains(layer.bias) or affine.learned[1] or (layer.bias is None and layer.weight.requires_grad)
+        trains = _trains_after(layer.bias, affine)
         made.bias = nn.Parameter((bias * scale + shift).expand(channels).clone(), requires_grad=trains)
     return made
 
@@ -58,7 +92,7 @@ def _scaled_norm(norm: _BatchNorm, affine: Affine) -> _BatchNorm:
     like = torch.ones(norm.num_features).to(scale)
     weight = like if norm.weight is None else norm.weight.detach()
     bias = torch.zeros_like(like) if norm.bias is None else norm.bias.detach()
-    trains = (_trains(norm.weight) or affine.learned[0], _trains(norm.bias) or affine.learned[1])
+    trains = (_trains(norm.weight) or affine.learned[0], _trains_after(norm.bias, affine))
     made.affine = True
     made.weight = nn.Parameter(weight * scale, requires_grad=trains[0])
     made.bias = nn.Parameter(bias * scale + shift, requires_grad=trains[1])

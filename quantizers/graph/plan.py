@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import fx, nn
 
+from quantizers.graph.folding import may_fold
 from quantizers.graph.form.canonical import Affine
 from quantizers.graph.form.kinds import (
     ADAPTIVE,
@@ -70,11 +71,11 @@ class Plan:
             self.host[node] = layer
 
     def _may_fold(self, node: fx.Node, layer: fx.Node) -> bool:
-        module, host = self.traced.module(node), self.traced.module(layer)
+        module = self.traced.module(node)
+        norms = [self.traced.module(other) for other in self.folds.get(layer, []) if other.meta["kind"] == NORM]
         if isinstance(module, Affine):
-            # Trainable parameters must not disappear into a frozen layer.
-            return not any(module.learned) or all(p.requires_grad for p in host.parameters())  # type: ignore[union-attr]
-        return not any(other.meta["kind"] == NORM for other in self.folds.get(layer, []))
+            return may_fold(module, self.traced.module(layer), *norms)  # type: ignore[arg-type]
+        return not norms
 
     def root(self, layer: fx.Node) -> fx.Node:
         """Return the node whose value a layer outputs: the last one folded into it, or the layer itself."""

@@ -45,7 +45,7 @@ from quantizers.layers import (
 )
 from quantizers.names import act_quantizer, weight_quantizer
 from quantizers.spec import QuantSpec
-from quantizers.student import Student, assemble, require_float, warn_of_frozen
+from quantizers.student import Student, assemble, require_float, warn_of_computed, warn_of_frozen
 
 
 @dataclass
@@ -96,6 +96,7 @@ def prepare(
         raise TypeError(f"example_inputs must be one image tensor, got {type(example_inputs).__name__}")
     warn_of_frozen(model)
     traced = trace(model, example_inputs, verify=verify)
+    warn_of_computed(traced.computed)
     writer = _Writer(traced, spec)
     student = writer.write()
     if verify:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import fx, nn
 
+from quantizers.graph.folding import closes
 from quantizers.graph.form.canonical import Affine, Expand, Pad, Permute, Reshape
 from quantizers.graph.form.refusal import RewriteError
 from quantizers.graph.recording.outcome import Recording
@@ -137,6 +138,8 @@ def _join_affine(editor: _Editor, node: fx.Node) -> bool:
     inner = editor.module(source)
     if not isinstance(module, Affine) or not isinstance(inner, Affine) or not _single(source):
         return False
+    if (closes(module) and any(inner.learned)) or (closes(inner) and module.learned[0]):
+        return False  # learned factors and offsets must not open what a mask closes
     scale = inner.scale.detach() * module.scale.detach()
     shift = inner.shift.detach() * module.scale.detach() + module.shift.detach()
     moves_shift = module.learned[0] and bool((inner.shift != 0).any())
@@ -254,6 +257,7 @@ def _pad_in_convolution(editor: _Editor, node: fx.Node) -> bool:
         bias=conv.bias is not None, device="meta",
     )  # fmt: skip
     made.weight, made.bias = conv.weight, conv.bias
+    made._buffers.update(conv._buffers)  # a mask
     return editor.become(node, made, source.args[0])  # type: ignore[union-attr, arg-type]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,6 +15,7 @@ from quantizers.graph.proving.batches import require_same_of_more
 from quantizers.graph.proving.repeated import require_same_in_eval, require_same_in_training
 from quantizers.graph.proving.same_gradients import require_same_gradients
 from quantizers.graph.recording.copying import example_images, input_name, private_copy, require_images
+from quantizers.graph.recording.effective import computed_weights
 from quantizers.graph.recording.gradients import without_idle_stops
 from quantizers.graph.recording.modes import joined, live_nodes, output_of
 from quantizers.graph.recording.outcome import Recording
@@ -34,9 +35,11 @@ class Traced:
     Args:
         recording: The recorded network, with both modes joined, simplified.
         batch: Number of images of the example.
+        computed: The learned tensors that the network computes with functions that its student does not have.
     """
 
-    def __init__(self, recording: Recording, batch: int) -> None:
+    def __init__(self, recording: Recording, batch: int, computed: Sequence[str] = ()) -> None:
+        self.computed = computed
         self.graph, self.modules, self.outputs = recording.graph, recording.modules, recording.outputs
         self.result = recording.result
         for node in self.graph.nodes:
@@ -89,6 +92,7 @@ def trace(model: nn.Module, example_inputs: Tensor, *, verify: bool = True) -> T
         require_no_ties(trained, recorder.pen)
         if verify and has_gradients:
             require_same_gradients(twin, trained, images, recorder.flow.notes)
+        computed = computed_weights(trained, recorder.pen)
         without_idle_stops(trained)
     recording = joined(evaluated, trained)
     if verify:
@@ -96,7 +100,7 @@ def trace(model: nn.Module, example_inputs: Tensor, *, verify: bool = True) -> T
             require_same_of_more(twin.train(), images)
             require_same_of_more(twin.eval(), images)
     simplify(recording)
-    return Traced(recording, len(example_inputs))
+    return Traced(recording, len(example_inputs), computed)
 
 
 def _require_finite(recording: Recording) -> None:

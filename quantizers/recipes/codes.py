@@ -38,7 +38,7 @@ def weight_codes(layer: LowBitLayer) -> Tensor:
         The shape of its weight. A channel with a negative batch-norm factor is quantized with flipped sign, so its
         codes reach one further up than down.
     """
-    return layer.turned(layer.quant.codes(layer.turned(layer.weight)))
+    return layer.turned(layer.weight_codes())
 
 
 def can_be_placed(layer: LowBitLayer) -> bool:

@@ -88,11 +88,14 @@ class Ledger:
         """Return what is known about a tensor that does not depend on the images."""
         return self._constants.get(memory_of(tensor), (Constant(), tensor))[0]
 
-    def derive(self, sources: Iterable[Tensor], results: Iterable[Tensor], *, random: bool = False) -> None:
-        """Note that constants were computed from others."""
+    def derive(
+        self, sources: Iterable[Tensor], results: Iterable[Tensor], *, random: bool = False, function: str = ""
+    ) -> None:
+        """Note that constants were computed from others; a function by name if a student would train without it."""
         known = [self.constant(source) for source in sources]
         names = frozenset[str]().union(*(k.sources for k in known))
-        made = Constant(names, random or any(k.random for k in known))
+        functions = frozenset[str]({function} if function else ()).union(*(k.functions for k in known))
+        made = Constant(names, random or any(k.random for k in known), functions)
         if made != Constant():
             for result in results:
                 self._note(result, made)

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from quantizers.graph.form.kinds import is_stochastic_depth
 from quantizers.graph.form.refusal import NoSpelling, RewriteError, failure, unknown
+from quantizers.graph.recording.effective import EffectiveWeights
 from quantizers.graph.recording.gradients import GradientFlow, without_checkpoints
 from quantizers.graph.recording.interception import (
     FunctionCalls,
@@ -64,9 +65,8 @@ class Recorder:
     def __init__(self, root: nn.Module, *, check: bool = True, gradients: bool = False) -> None:
         self.root, self.check = root, check
         self.ledger = Ledger(root)
-        self.pen = Pen(
-            self.ledger.constant, self.ledger.parameter, lambda sources, made: self.ledger.derive(sources, [made])
-        )
+        self.weights = EffectiveWeights(self.ledger)
+        self.pen = Pen(self.ledger, self.weights)
         self.flow = GradientFlow(self.pen, is_followed=gradients and root.training)
         self.outputs: dict[str, fx.Node] = {}
         self.paused, self.dice = False, OtherDice(root)
@@ -295,7 +295,8 @@ class Recorder:
         sources = [] if name in SHAPE_ONLY else [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         if is_number(func, name) and any(self.ledger.constant(source).random for source in sources):
             raise RewriteError(number_message(self._place(), of_chance=True))
-        self.ledger.derive(sources, made, random=torch.Tag.nondeterministic_seeded in func.tags)
+        function = self.pen.word if self.weights.computed(func, name, args, kwargs, made) else ""
+        self.ledger.derive(sources, made, random=torch.Tag.nondeterministic_seeded in func.tags, function=function)
         if sources and (name in VIEWS or name in PIECES):
             self._note_views(func, name, args, kwargs, made)
         return result

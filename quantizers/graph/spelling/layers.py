@@ -57,7 +57,7 @@ def _module(pen: Pen, weight: Tensor, bias: Tensor | None, groups: int, options:
         weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]), options["stride"], options["padding"],  # type: ignore[arg-type]
         options["dilation"], groups, bias=bias is not None, device="meta",
     )  # fmt: skip
-    conv.weight = pen.parameter(weight)
+    pen.weigh(conv, weight)
     if bias is not None:
         conv.bias = pen.parameter(bias)
     return conv
@@ -67,7 +67,7 @@ def _over_sequences(
     pen: Pen, call: Call, value: Value, weight: Tensor, bias: Tensor | None, options: dict[str, Any]
 ) -> Value:  # fmt: skip
     rows = {name: (0 if "padding" in name else 1, *given) for name, given in options.items()}
-    wide = pen.constant_like(weight, weight.unsqueeze(2))
+    wide = pen.moved(weight, lambda values: values.unsqueeze(2))
     image = pen.emit(Reshape((value.shape[1], 1, value.shape[2])), value, aside=True)
     groups = int(call["groups"])
     spelled = transposed if call["transposed"] else _conv
@@ -90,9 +90,9 @@ def transposed(
     value = _spread(pen, value, stride)
     # Every spread row ends in stride - 1 zeros, which are part of the padding after it.
     value, padding = _framed(pen, value, before, [a - (s - 1) for a, s in zip(after, stride, strict=True)])
-    turned = _turned(weight, groups)
+    turned = pen.moved(weight, lambda values: _turned(values, groups))
     plain = {"stride": (1, 1), "padding": padding, "dilation": options["dilation"]}
-    return _conv(pen, value, pen.constant_like(weight, turned), bias, groups, plain)
+    return _conv(pen, value, turned, bias, groups, plain)
 
 
 def _spread(pen: Pen, value: Value, stride: Sequence[int]) -> Value:
@@ -137,7 +137,7 @@ def _linear(pen: Pen, value: Value, weight: Tensor, bias: Tensor | None) -> Valu
         raise NoSpelling("a linear layer works on [batch, ..., features]")
     pen.claim(weight)
     module = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    module.weight = pen.parameter(weight)
+    pen.weigh(module, weight)
     if bias is not None:
         module.bias = pen.parameter(bias)
     return pen.emit(module, value)
@@ -148,7 +148,7 @@ def matmul(pen: Pen, call: Call) -> Value:
     value, weight = call["input"], call["other"]
     if isinstance(weight, Value) or not isinstance(value, Value) or weight.dim() != 2:
         raise NoSpelling
-    return _linear(pen, value, pen.constant_like(weight, weight.detach().t().contiguous()), None)
+    return _linear(pen, value, pen.moved(weight, lambda values: values.detach().t().contiguous()), None)
 
 
 def batch_norm(pen: Pen, call: Call, *, module: nn.Module | None) -> Value:

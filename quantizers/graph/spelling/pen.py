@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
@@ -49,10 +49,12 @@ class Constant:
     Args:
         sources: Names of the learned parameters that it is, or was computed from.
         random: Whether it was drawn at random.
+        functions: Operations on learned parameters behind it that its student would train without.
     """
 
     sources: frozenset[str] = frozenset()
     random: bool = False
+    functions: frozenset[str] = frozenset()
 
     @property
     def learned(self) -> bool:
@@ -60,28 +62,50 @@ class Constant:
         return bool(self.sources)
 
 
+class Constants(Protocol):
+    """Knows where tensors that do not depend on the images come from."""
+
+    def constant(self, tensor: Tensor) -> Constant:
+        """Return what is known about a tensor."""
+        ...
+
+    def parameter(self, tensor: Tensor) -> nn.Parameter:
+        """Return the parameter of the network that a tensor is, or a new one with its values."""
+        ...
+
+    def derive(self, sources: Iterable[Tensor], results: Iterable[Tensor]) -> None:
+        """Note that tensors were computed from others."""
+        ...
+
+
+class Masks(Protocol):
+    """Knows which weights a constant mask closes, in part."""
+
+    def of(self, weight: Tensor) -> Tensor | None:
+        """Return the mask of a weight, zeros and ones, or None."""
+        ...
+
+    def note(self, weight: Tensor, mask: Tensor | None) -> None:
+        """Note the mask of a weight."""
+        ...
+
+
 class Pen:
     """Writes canonical nodes.
 
     Args:
-        constant: Returns what is known about a tensor that does not depend on the images.
-        parameter: Returns the parameter of the network that a tensor is, or a new one with its values.
-        derive: Notes that a constant (second) was computed from others (first).
+        constants: Knows where tensors that do not depend on the images come from.
+        masks: Knows which weights a constant mask closes, in part.
 
     Attributes:
         drawn_from: Identity of a parameter in the canonical graph -> the parameter, and the network's tensor.
     """
 
-    def __init__(
-        self,
-        constant: Callable[[Tensor], Constant],
-        parameter: Callable[[Tensor], nn.Parameter],
-        derive: Callable[[Sequence[Tensor], Tensor], None],
-    ) -> None:
+    def __init__(self, constants: Constants, masks: Masks) -> None:
         self.graph, self.modules = fx.Graph(), dict[str, nn.Module]()
         self.scopes: list[tuple[str, nn.Module]] = []
         self.word = ""  # the call that is being spelled
-        self.constant, self.derive, self._parameter = constant, derive, parameter
+        self.constants, self.masks = constants, masks
         self.drawn_from: dict[int, tuple[nn.Parameter, Tensor]] = {}
         self.stacks: dict[fx.Node, tuple[Value, ...]] = {}
         self._claimed = set[tuple[str, int]]()
@@ -188,14 +212,36 @@ class Pen:
             NoSpelling: If it is random, because the layer would keep the values drawn during recording.
         """
         self.require_steady(tensor)
-        made = self._parameter(tensor)
+        made = self.constants.parameter(tensor)
         self.note_origin(made, tensor)
         return made
+
+    def weigh(self, module: nn.Module, weight: Tensor) -> None:
+        """Give a layer its weight, and the mask that keeps a part of it at zero, if there is one."""
+        module.weight = self.parameter(weight)
+        mask = self.masks.of(weight)
+        if mask is not None and module.weight.requires_grad:
+            module.register_buffer("mask", mask != 0)
+
+    def moved(self, source: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return a weight whose values are in other places, noted as computed from ``source``, mask and all."""
+        result, mask = self.constant_like(source, move(source)), self.masks.of(source)
+        if mask is not None:
+            self.masks.note(result, move(mask))
+        return result
 
     def note_origin(self, parameter: Tensor, tensor: Tensor) -> None:
         """Note which tensor of the network the values of a parameter of the canonical graph come from."""
         if isinstance(parameter, nn.Parameter):
             self.drawn_from[id(parameter)] = (parameter, tensor)
+
+    def constant(self, tensor: Tensor) -> Constant:
+        """Return what is known about a tensor that does not depend on the images."""
+        return self.constants.constant(tensor)
+
+    def derive(self, sources: Sequence[Tensor], result: Tensor) -> None:
+        """Note that a constant was computed from others."""
+        self.constants.derive(sources, [result])
 
     def require_steady(self, tensor: Tensor) -> Constant:
         """Return what is known about a constant.

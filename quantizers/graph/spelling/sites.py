@@ -28,6 +28,19 @@ def user_site() -> str:
     return ""
 
 
+def is_normalizing() -> bool:
+    """Return whether weight or spectral norm of torch is computing a weight, as a hook or as a parametrization."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        module, own = str(frame.f_globals.get("__name__", "")), type(frame.f_locals.get("self")).__name__
+        if module in ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm"):
+            return True
+        if module == "torch.nn.utils.parametrizations" and own in ("_WeightNorm", "_SpectralNorm"):
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
+
+
 def stochastic_depth_of() -> nn.Module | None:
     """Return the module for the running call of ``torchvision.ops.stochastic_depth``, or None outside such a call.
 

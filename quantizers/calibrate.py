@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from quantizers.layers import ActQuantizer
 from quantizers.modes import evaluating
 from quantizers.settle import settle
-from quantizers.student import act_quantizers, quant_layers, require_image_shape
+from quantizers.student import act_quantizers, quant_layers, require_image_shape, require_student
 from quantizers.tensor_quant import ActQuant, RangeObserver
 
 
@@ -31,7 +31,7 @@ def calibrate(student: nn.Module, batches: Iterable[Any], *, keep_statistics: bo
             ones, for example generated.
 
     Raises:
-        TypeError: If a batch is not a floating tensor (or a tuple that starts with one).
+        TypeError: If it is not a student, or a batch is not a floating tensor (or a tuple that starts with one).
         ValueError: If there are no batches, one is empty, of images of another size than those of ``prepare``, or
             without a batch axis; if an image holds NaN or infinity, or all are zero.
 
@@ -43,6 +43,7 @@ def calibrate(student: nn.Module, batches: Iterable[Any], *, keep_statistics: bo
         >>> all(bool((scale > 0).all()) for scale in quantizer_scales(student))
         True
     """
+    require_student(student, "calibrate")
     images = [_images(batch, student) for batch in as_batches(batches)]
     _check(images)
     quantizers = act_quantizers(student)
@@ -74,7 +75,7 @@ def reestimate_batch_norm(student: nn.Module, batches: Iterable[Any]) -> None:
         batches: As for :func:`calibrate`; they are read one after another.
 
     Raises:
-        TypeError: If a batch is not a floating tensor (or a tuple that starts with one).
+        TypeError: If it is not a student, or a batch is not a floating tensor (or a tuple that starts with one).
         ValueError: If there are no batches, or one is empty or not of the size of ``prepare``.
 
     References:
@@ -88,6 +89,7 @@ def reestimate_batch_norm(student: nn.Module, batches: Iterable[Any]) -> None:
         >>> calibrate(student, images := torch.rand(16, 1, 8, 8))
         >>> reestimate_batch_norm(student, images.split(8))
     """
+    require_student(student, "reestimate_batch_norm")
     images = as_batches(batches)
     layers = quant_layers(student).values()
     was_frozen = {layer: layer.deployed_in_training for layer in layers}
@@ -110,6 +112,9 @@ def as_batches(batches: Iterable[Any]) -> Iterable[Any]:
     Returns:
         The batches.
 
+    Raises:
+        TypeError: If they are neither.
+
     Example:
         >>> images, labels = torch.rand(4, 1, 8, 8), torch.arange(4)
         >>> len(as_batches(images)), len(as_batches((images, labels))), len(as_batches([images, images]))
@@ -117,6 +122,11 @@ def as_batches(batches: Iterable[Any]) -> Iterable[Any]:
     """
     if isinstance(batches, Tensor):
         return [batches]
+    if isinstance(batches, (str, Mapping)) or not isinstance(batches, Iterable):
+        raise TypeError(
+            f"batches must be image tensors, or tuples that start with one, got {type(batches).__name__}; give a list "
+            "of them, or one such batch"
+        )
     if not isinstance(batches, tuple) or len(batches) != 2 or not all(isinstance(one, Tensor) for one in batches):
         return batches
     images, labels = batches
@@ -125,7 +135,7 @@ def as_batches(batches: Iterable[Any]) -> Iterable[Any]:
 
 
 def _images(batch: Any, student: nn.Module) -> Tensor:
-    tensor = batch[0] if isinstance(batch, (tuple, list)) else batch
+    tensor = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
     if isinstance(tensor, Tensor) and tensor.numel() == 0:
         raise ValueError(f"a calibration batch of shape {tuple(tensor.shape)} holds no images; leave it out")
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
@@ -274,7 +284,11 @@ def freeze_batch_norm(student: nn.Module, enabled: bool = True) -> None:  # noqa
     Args:
         student: A network from :func:`prepare`.
         enabled: False returns to batch statistics.
+
+    Raises:
+        TypeError: If it is not a student.
     """
+    require_student(student, "freeze_batch_norm")
     for layer in quant_layers(student).values():
         layer.deployed_in_training = enabled
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from quantizers.layers import ActQuantizer, QuantConvBn2d, QuantLinearBn
-from quantizers.student import act_quantizers, quant_layers
+from quantizers.student import act_quantizers, quant_layers, require_student
 from quantizers.tensor_quant import ActQuant
 
 LARGEST_CHANGE = 2e-3  # far below the resolution of the grids, to which training has made the student robust
@@ -47,6 +47,9 @@ def settle(student: nn.Module) -> None:
     Args:
         student: A network from :func:`prepare`, calibrated; changed in place.
 
+    Raises:
+        TypeError: If it is not a student.
+
     Example:
         >>> from quantizers import QuantSpec, calibrate, prepare, quantizer_scales
         >>> net, images = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), torch.rand(16, 1, 8, 8)
@@ -57,6 +60,7 @@ def settle(student: nn.Module) -> None:
         >>> all(torch.allclose(new, old, rtol=0.002) for new, old in zip(quantizer_scales(student), before))
         True
     """
+    require_student(student, "settle")
     quantizers = list(act_quantizers(student).values())
     owners = list(dict.fromkeys(quantizer.quant.owner for quantizer in quantizers))
     place = {owner: number for number, owner in enumerate(owners)}

@@ -88,9 +88,12 @@ def assemble(
 
     A softmax becomes :class:`~quantizers.layers.Probabilities`, which passes logits through in training mode.
     """
-    root = nn.Module()
+    root, moved = nn.Module(), _moved_apart(modules)
     for path, module in modules.items():
-        _place(root, path, _for_losses(module))
+        _place(root, moved.get(path, path), _for_losses(module))
+    for node in graph.nodes:
+        node.target = moved.get(str(node.target), node.target)
+    tap_paths = {path: moved.get(place, place) for path, place in tap_paths.items()}
     student = Student(root, graph, class_name="Student")
     student.meta.update(tap_paths=tap_paths, spec=spec, image_shape=image_shape)
     _introduce_neighbors(student)
@@ -154,6 +157,24 @@ def require_float(model: object, spec: object) -> None:
             )
 
 
+def require_student(student: object, function: str) -> None:
+    """Raise unless a function got a student, or a module with layers of one.
+
+    Args:
+        student: What it got.
+        function: Its name.
+
+    Raises:
+        TypeError: If it is something else, such as a float network.
+    """
+    kinds = (Student, ActQuantizer, QuantConvBn2d, QuantLinearBn)
+    if not isinstance(student, nn.Module) or not any(isinstance(module, kinds) for module in student.modules()):
+        raise TypeError(
+            f"{function} takes a student that quantizers.prepare made, got {type(student).__name__}; call "
+            "prepare(model, spec, example_inputs) first"
+        )
+
+
 def warn_of_frozen(model: nn.Module) -> None:
     """Warn the caller of :func:`prepare` once that a float network, and so its student, is entirely frozen."""
     parameters = list(model.parameters())
@@ -186,6 +207,26 @@ def _for_losses(module: nn.Module) -> nn.Module:
         return module
     axis = 1 if module.dim is None else int(module.dim)  # torch's own choice for two and four axes
     return Probabilities(axis, is_log=isinstance(module, nn.LogSoftmax))
+
+
+def _moved_apart(modules: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Return new paths for modules that lie within another one under the name of an attribute that it needs itself.
+
+    A convolution of the float net with a child ``bn``, say, becomes a layer that holds its own batch norm there.
+    """
+    moved: dict[str, str] = {}
+    for path in modules:
+        parts = path.split(".")
+        for depth in range(1, len(parts)):
+            parent = modules.get(".".join(path.split(".")[:depth]))
+            while parent is not None and parts[depth] in dir(parent):
+                parts[depth] += "_"
+        new = ".".join(parts)
+        while new != path and (new in modules or new in moved.values()):
+            new += "_"
+        if new != path:
+            moved[path] = new
+    return moved
 
 
 def _place(root: nn.Module, path: str, module: nn.Module) -> None:

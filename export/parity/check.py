@@ -63,7 +63,7 @@ def check_parity(
     Args:
         student: What the file was exported from.
         path: A file that ``export_onnx`` wrote.
-        batches: Batches of normalized float images ``[batch, channels, height, width]``, or of pairs ``(images,
+        batches: Batches of normalized float images ``[batch, channels, height, width]``, or of tuples ``(images,
             labels)``; labels ``[batch]`` also give accuracies. A tensor, or one pair, is one batch. Images that are
             all zeros prove nothing, so they are an error.
         threads: ONNX Runtime's threads, at least 1.
@@ -87,7 +87,7 @@ def check_parity(
         FileNotFoundError: If there is no file at ``path``.
         ImportError: If onnxruntime, the runtime, or qonnx (for a ``qonnx`` file) is missing.
         OSError: If the file cannot be read.
-        TypeError: If the student's parameters are not float32.
+        TypeError: If the student's parameters are not float32, or a batch is not a tensor (or a tuple of tensors).
         quantizers.NotCalibratedError: If the student has not been calibrated.
 
     Example:
@@ -128,7 +128,7 @@ def check_parity(
 
 def _pairs(batches: Iterable[Batch], *, is_inside: bool) -> Iterator[tuple[Tensor, Tensor | None]]:
     for number, batch in enumerate(batches):
-        images, labels = (batch, None) if isinstance(batch, Tensor) else (batch[0], batch[1])
+        images, labels = _split(batch, number)
         if is_inside and (images.dtype != torch.uint8 or images.dim() != 4):
             raise ValueError(
                 f"batch {number}: the file normalizes by itself, so images must be uint8 [batch, channels, height, "
@@ -142,6 +142,19 @@ def _pairs(batches: Iterable[Batch], *, is_inside: bool) -> Iterator[tuple[Tenso
             raise ValueError(f"batch {number}: an image holds a value that is not finite")
         pixels = images if is_inside else images.float()
         yield pixels.cpu().contiguous(), None if labels is None else labels.cpu()
+
+
+def _split(batch: Any, number: int) -> tuple[Tensor, Tensor | None]:
+    """Return the images of a batch, and its labels if it has any: what ``calibrate`` takes."""
+    parts = batch if isinstance(batch, (tuple, list)) else (batch,)
+    images, labels = parts[0] if parts else None, parts[1] if len(parts) > 1 else None
+    if not isinstance(images, Tensor) or not isinstance(labels, (Tensor, type(None))):
+        found = ", ".join(type(part).__name__ for part in parts) or "nothing"
+        raise TypeError(
+            f"batch {number}: must be an image tensor, or a tuple of images and labels, both tensors, found {found}; "
+            "make tensors of other arrays (torch.from_numpy)"
+        )
+    return images, labels
 
 
 def _parts(images: Tensor, labels: Tensor | None, tapped: int) -> Iterator[tuple[Tensor, Tensor | None, bool]]:

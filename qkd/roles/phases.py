@@ -140,7 +140,8 @@ def _phase(
     def enter() -> None:
         lesson.teacher.eval()
         lesson.student.train()
-        freeze_batch_norm(lesson.student, is_frozen)
+        if isinstance(lesson.student, Student):
+            freeze_batch_norm(lesson.student, is_frozen)
         for method in methods:
             method.enter(lesson, phase)
 

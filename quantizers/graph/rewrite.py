@@ -112,6 +112,7 @@ class _Writer:
         self.traced, self.spec = traced, spec
         self.plan = Plan(traced, spec)
         self.graph = fx.Graph()
+        self.graph.erase_node(self.graph.placeholder("self"))  # no module's value may be called that in forward
         self.modules: dict[str, nn.Module] = {}
         self.values: dict[fx.Node, _Value] = {}
         self.cat_members: dict[fx.Node, ActQuantizer] = {}

@@ -30,9 +30,14 @@ def integer_view(student: Student) -> ir.IntegerView:
     Raises:
         NotCalibratedError: If an activation quantizer has no scale yet.
         RewriteError: If the student has a module or an output that :func:`quantizers.prepare` never writes (names it).
-        TypeError: If its parameters are not float32.
+        TypeError: If it is not a student, or its parameters are not float32.
         ValueError: If a bias does not fit int32 or a scale is not finite (names the layer).
     """
+    if not isinstance(student, fx.GraphModule):
+        raise TypeError(
+            f"integer_view takes a student that quantizers.prepare made, got {type(student).__name__}; call "
+            "prepare(model, spec, example_inputs) first"
+        )
     for name, quantizer in act_quantizers(student).items():
         if not quantizer.quant.is_calibrated:
             raise NotCalibratedError(name)
@@ -137,7 +142,7 @@ def layer_report(student: Student) -> list[dict[str, Any]]:
     Raises:
         NotCalibratedError: If an activation quantizer has no scale yet.
         RewriteError: If the student has a module or an output that :func:`quantizers.prepare` never writes.
-        TypeError: If its parameters are not float32.
+        TypeError: If it is not a student, or its parameters are not float32.
         ValueError: If a bias does not fit int32 or a scale is not finite (names the layer).
     """
     view = integer_view(student)

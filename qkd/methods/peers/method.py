@@ -69,7 +69,8 @@ class Peers(Method):
         """Set the peers to the student's modes."""
         for peer in self._peers:
             peer.model.train()
-            freeze_batch_norm(peer.model, phase.freeze_batch_norm)
+            if isinstance(peer.model, Student):
+                freeze_batch_norm(peer.model, phase.freeze_batch_norm)
 
     def results(self, context: Context, role: str, model: nn.Module) -> Mapping[str, Any]:  # noqa: ARG002
         """Return the results of each peer."""

@@ -15,7 +15,7 @@ from qkd.files import DamagedFileError, read_json, write_json
 from qkd.moved import in_new_spelling
 from qkd.training.arithmetic.native import has_native_bf16
 from qkd.training.arithmetic.precision import PRECISIONS
-from qkd.training.arithmetic.race import TORCH_FORMATS, race, takes_channels_last
+from qkd.training.arithmetic.race import TORCH_FORMATS, is_misread_in_channels_last, race, takes_channels_last
 
 FILE = "arithmetic.json"  # in a training's folder
 FORMATS = tuple(TORCH_FORMATS)
@@ -181,8 +181,9 @@ def _candidates(asked: Asked) -> list[tuple[str, str]]:
     if asked.precision == "auto" and asked.may_reduce and has_native_bf16(asked.device):
         precisions.append("bf16")
     formats = FORMATS if asked.memory_format == "auto" else (asked.memory_format,)
-    if asked.memory_format == "auto" and not all(
-        takes_channels_last(net, asked.image_shape, asked.device) for net in asked.others
+    if asked.memory_format == "auto" and (
+        any(is_misread_in_channels_last(net) for net in (asked.model, *asked.others))
+        or not all(takes_channels_last(net, asked.image_shape, asked.device) for net in asked.others)
     ):
         formats = FORMATS[:1]
     return [(precision, memory_format) for precision in precisions for memory_format in formats]

@@ -67,6 +67,21 @@ def takes_channels_last(net: nn.Module, image_shape: tuple[int, int, int], devic
         return _runs(net, images.contiguous(memory_format=torch.channels_last)) or not _runs(net, images)
 
 
+def is_misread_in_channels_last(net: nn.Module) -> bool:
+    """Return whether a net has a convolution that PyTorch 2.14 may compute from memory behind its images.
+
+    On a CPU, in channels_last, a convolution of one channel with unequal strides, three and more to the right, gives
+    wrong values where its output is one column wide.
+
+    Args:
+        net: A net that may be trained, or run, in channels_last.
+    """
+    return any(
+        isinstance(one, nn.Conv2d) and one.in_channels == 1 and one.stride[0] != one.stride[1] and one.stride[1] >= 3
+        for one in net.modules()
+    )
+
+
 def _runs(net: nn.Module, images: Tensor) -> bool:
     try:
         net(images)

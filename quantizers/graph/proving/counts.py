@@ -2,8 +2,9 @@
 
 Recordings use two and three images, where ``if x.size(0) > 4`` takes the same branch. So the network also runs with
 sizes that note what they are compared with and divided by. Its function can change only at the numbers of images that
-follow from those; running it with each of them, and with their neighbors, shows whether it does. Sizes that pass
-through NumPy, ``len`` or tensors are not tracked; the ``USUAL`` numbers of images are always tried.
+follow from those; running it with each of them, and with their neighbors, shows whether it does. The ``USUAL``
+numbers of images are always tried, and ``UNTRACKED`` ones where code takes a size that cannot note anything: with
+``len``, or to look it up in a set or dictionary. Sizes that pass through NumPy or tensors are not noticed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 USUAL = (8, 33)
+UNTRACKED = (64, 65, 128, 129, 256, 257)  # batch sizes that people write, and one more
+_NBYTES = Tensor.nbytes.__get__  # type: ignore[attr-defined]
 MOST_IMAGES = 2**16  # a condition on a larger batch has some other purpose
 
 
@@ -30,7 +33,7 @@ class SizesOfBatch(TorchFunctionMode):
 
     def __init__(self, images: int) -> None:
         super().__init__()
-        self.images, self._noted = images, set[float]()
+        self.images, self._noted, self.is_untracked = images, set[float](), False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -40,10 +43,11 @@ class SizesOfBatch(TorchFunctionMode):
         if int(tensor.shape[0]) != self.images:
             return result
         name = getattr(func, "__name__", "")
+        self.is_untracked |= name == "__len__"  # Python makes a plain number of whatever it returns
         if isinstance(result, torch.Size):
             return torch.Size((Size(result[0], 1.0, self), *result[1:])) if len(result) == tensor.dim() else result
         axis = args[1] if len(args) > 1 else (kwargs or {}).get("dim")
-        if name in ("numel", "nelement") or (name == "size" and axis in (0, -tensor.dim())):
+        if name in ("numel", "nelement") or func == _NBYTES or (name == "size" and axis in (0, -tensor.dim())):
             return Size(result, result / self.images, self)
         return result
 
@@ -78,7 +82,10 @@ class Size(int):
         made.slope, made.batch, made.exact = slope, batch, value if exact is None else exact
         return made
 
-    __hash__ = int.__hash__
+    def __hash__(self) -> int:
+        """Return the number's hash; what it is then compared with, if anything, is unknown."""
+        self.batch.is_untracked |= self.slope != 0
+        return int.__hash__(self)
 
     def __reduce__(self) -> tuple[type[int], tuple[int]]:
         """Copy and pickle as the plain number, wherever it is held."""

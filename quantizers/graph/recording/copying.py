@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import sys
 from typing import Any
 
 import torch
@@ -27,10 +28,16 @@ def unwrapped(model: nn.Module) -> nn.Module:
     while True:
         if isinstance(model, _PARALLEL):
             model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+        elif _is_compiled(model):
             model = model._orig_mod  # type: ignore[assignment]
         else:
             return model
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    """Return whether ``torch.compile`` made a module, whose compiler is loaded then; a child may have any name."""
+    kind = getattr(sys.modules.get("torch._dynamo"), "OptimizedModule", None)
+    return kind is not None and isinstance(model, kind)
 
 
 def private_copy(model: nn.Module) -> nn.Module:

@@ -65,7 +65,8 @@ class EffectiveWeights:
             return False
         is_masked = any(self.of(tensor) is not None for tensor in given)
         if name in MOVES:
-            for tensor, mask in zip(made, self._moved(func, args, kwargs) if is_masked else [None] * len(made)):
+            moved = self._moved(func, args, kwargs) if is_masked else [None] * len(made)
+            for tensor, mask in zip(made, moved, strict=True):
                 self.note(tensor, mask)
             return False
         if name in FACTORS:
@@ -77,7 +78,7 @@ class EffectiveWeights:
             self.note(tensor, None)
         return is_masked or (name not in OFFSETS and not is_normalizing())
 
-    def _moved(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    def _moved(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor | None]:
         masks = pytree.tree_map_only(Tensor, self._filled, (args, kwargs))
         result = func(*masks[0], **masks[1])
         return [leaf.abs() for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
@@ -94,10 +95,8 @@ class EffectiveWeights:
         for factor in (first, second):
             if not isinstance(factor, Tensor):
                 mask = mask * float(factor != 0)
-            elif self._ledger.constant(factor).learned:
-                mask = mask * self._filled(factor)
-            else:
-                mask = mask * (factor != 0)
+            elif (known := self.of(factor)) is not None or not self._ledger.constant(factor).learned:
+                mask = mask * ((factor if known is None else known) != 0)
         return mask
 
 

@@ -63,8 +63,7 @@ class Recorder:
     """
 
     def __init__(self, root: nn.Module, *, check: bool = True, gradients: bool = False) -> None:
-        self.root, self.check = root, check
-        self.ledger = Ledger(root)
+        self.root, self.check, self.ledger = root, check, Ledger(root)
         self.weights = EffectiveWeights(self.ledger)
         self.pen = Pen(self.ledger, self.weights)
         self.flow = GradientFlow(self.pen, is_followed=gradients and root.training)

@@ -20,6 +20,7 @@ checks, field_nets = beside.load(HERE / "field_checks.py"), beside.load(HERE / "
 MARKS = [
     pytest.mark.filterwarnings("ignore:Using padding='same'"),
     pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad"),
+    pytest.mark.filterwarnings("ignore:the network computes"),  # which no verdict is about
 ]
 pytestmark = [*MARKS, pytest.mark.usefixtures("eager")]
 FAST = [net for net in field_nets.NETS if net.is_fast]

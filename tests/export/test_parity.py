@@ -192,6 +192,30 @@ def test_batches_that_prove_nothing(student, path, given, message):
         check_parity(student, path, given)
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (None, "batches must be image tensors, or tuples that start with one, got NoneType"),
+        ({"images": torch.ones(4, 3, 12, 12)}, "batches must be image tensors.* got dict"),
+        (np.ones((4, 3, 12, 12), np.float32), "batch 0: must be an image tensor.* found ndarray.*from_numpy"),
+        ([torch.ones(4, 3, 12, 12), np.ones((4, 3, 12, 12))], "batch 1: must be an image tensor.* found ndarray"),
+        ([{"images": torch.ones(4, 3, 12, 12)}], "batch 0: must be an image tensor.* found dict"),
+        ([()], "batch 0: must be an image tensor.* found nothing"),
+        ([(torch.ones(4, 3, 12, 12), [0, 1, 2, 3])], "batch 0: .* both tensors, found Tensor, list"),
+    ],
+)
+def test_batches_of_other_types_are_refused(student, path, given, message):
+    with pytest.raises(TypeError, match=message):
+        check_parity(student, path, given)
+
+
+def test_batches_as_calibrate_takes_them(student, path):
+    images, labels = torch.randn(4, 3, 12, 12), torch.arange(4)
+    for given in ([(images,)], [[images]], [(images, labels)], [(images, labels, "paths")], [(images, None)], images):
+        calibrate(prepare(Residual(), QuantSpec(4, 4), example_inputs=images), given)
+        assert check_parity(student, path, given).images == 4
+
+
 def test_a_file_of_others_is_refused(student, path, tmp_path):
     model = onnx.load(path)
     del model.metadata_props[:]

@@ -134,6 +134,9 @@ def test_order_of_calls_and_pairs(make_net: Any, images: Any) -> None:
             "batches must be float image tensors, got Tensor torch.uint8",
         ),
         (["images"], TypeError, "batches must be float image tensors, got str"),
+        ([()], TypeError, "batches must be float image tensors, got tuple"),
+        (None, TypeError, "batches must be image tensors, or tuples that start with one, got NoneType"),
+        ({"images": torch.ones(2, 3, 8, 8)}, TypeError, "batches must be image tensors.* got dict"),
     ],
 )
 def test_bad_batches(batches: list[Tensor], error: type[Exception], message: str, make_net: Any, images: Any) -> None:
@@ -178,3 +181,25 @@ def test_a_single_image_is_told_to_take_a_batch_axis() -> None:
     student = prepare(Cropped(), QuantSpec(), example_inputs=torch.randn(2, 3, 8, 8))
     with pytest.raises(ValueError, match=r"\(3, 8, 8\) is not a batch.*image\[None\]"):
         calibrate(student, [torch.randn(3, 8, 8)])
+
+
+STUDENTS_ONLY: dict[str, Any] = {
+    "calibrate": lambda net, images: calibrate(net, images),
+    "reestimate_batch_norm": lambda net, images: quantizers.reestimate_batch_norm(net, images),
+    "freeze_batch_norm": lambda net, _images: quantizers.freeze_batch_norm(net),
+    "settle": lambda net, _images: quantizers.settle(net),
+    "integer_view": lambda net, _images: quantizers.integer_view(net),
+    "layer_report": lambda net, _images: quantizers.layer_report(net),
+}
+
+
+@pytest.mark.parametrize("name", STUDENTS_ONLY)
+def test_a_float_net_is_refused_and_left_as_it_is(name: str, make_net: Any, images: Any) -> None:
+    net = make_net("residual").eval()
+    net(images(4))
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    with pytest.raises(TypeError, match=r"takes a student that quantizers\.prepare made, got \w+; call prepare"):
+        STUDENTS_ONLY[name](net, images(4))
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    with pytest.raises(TypeError, match="takes a student"):
+        STUDENTS_ONLY[name]("student", images(4))

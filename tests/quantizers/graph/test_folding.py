@@ -32,10 +32,10 @@ class Net(nn.Module):
         return self.head(self.next(self.close(self, x)).relu().mean((2, 3)))
 
 
-def _steps(net: nn.Module, rate: float = 0.1) -> None:
+def _steps(net: nn.Module, rate: float = 0.3) -> None:
     net.train()
     optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], rate)
-    for _ in range(5):
+    for _ in range(20):
         optimizer.zero_grad()
         nn.functional.cross_entropy(net(IMAGES), torch.arange(8) % 4).backward()
         optimizer.step()
@@ -52,7 +52,7 @@ def _read_by(net: nn.Module, path: str) -> Tensor:
 
 
 def _student(net: nn.Module) -> Student:
-    student = prepare(net, QuantSpec(4, 4), IMAGES)
+    student = prepare(net, QuantSpec(8, 8), IMAGES)
     calibrate(student, IMAGES)
     return student
 

@@ -180,6 +180,15 @@ def test_channels_last_is_for_nets_whose_teacher_takes_it(tmp_path: Path, splits
     assert teacher.training and all(torch.equal(before[name], now) for name, now in teacher.state_dict().items())
 
 
+def test_channels_last_is_not_for_nets_that_pytorch_misreads_there(
+    tmp_path: Path, splits: Splits, races: list[Any]
+) -> None:
+    misread = torch.nn.Sequential(torch.nn.Conv2d(1, 4, (5, 9), stride=(1, 4)))
+    for name, change in (("model", {"model": misread}), ("teacher", {"others": (misread,)})):
+        decided(replace(asked_of(make_job(tmp_path / name, splits)), **change), 16, 72, None)
+    assert [{memory_format for _, memory_format in held} for held in races] == [{"contiguous"}, {"contiguous"}]
+
+
 def test_what_another_training_left_is_followed_only_where_it_could_win(
     tmp_path: Path, splits: Splits, races: list[Any]
 ) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from qkd.testing import TinyNet
 from qkd.training.arithmetic import native
 from qkd.training.arithmetic.native import cpu_flags, has_native_bf16
-from qkd.training.arithmetic.race import race
+from qkd.training.arithmetic.race import is_misread_in_channels_last, race
 from quantizers import QuantSpec, calibrate, prepare
 
 CPU = torch.device("cpu")
@@ -102,3 +102,10 @@ def test_a_net_that_cannot_race_has_no_times() -> None:
     uncopied = nn.Sequential(nn.Flatten(), nn.utils.weight_norm(nn.Linear(64, 3)))
     for net in (uncopied, Pair()):
         assert race(net, (4, 1, 8, 8), ALL, CPU) == {}
+
+
+def test_what_pytorch_misreads_in_channels_last_is_known() -> None:
+    """One channel, wide steps to the right: there PyTorch 2.14 reads behind the image on a CPU."""
+    wide = nn.Sequential(nn.Conv2d(1, 8, (5, 9), stride=(1, 4)))
+    others = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(1, 8, 4, stride=4), nn.Conv2d(3, 8, (5, 9), stride=(1, 4)))
+    assert is_misread_in_channels_last(wide) and not is_misread_in_channels_last(others)

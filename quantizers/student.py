@@ -210,7 +210,7 @@ def _for_losses(module: nn.Module) -> nn.Module:
 
 
 def _moved_apart(modules: Mapping[str, nn.Module]) -> dict[str, str]:
-    """Return new paths for modules that lie within another one under the name of an attribute that it needs itself.
+    """Return new paths for modules that are within another one under the name of an attribute that it needs itself.
 
     A convolution of the float net with a child ``bn``, say, becomes a layer that holds its own batch norm there.
     """

@@ -86,13 +86,11 @@ RAISE_NOTHING = {
     "qkd.training.supervised_step",
     "quantizers.act_quantizers",
     "quantizers.batch_statistics",
-    "quantizers.freeze_batch_norm",
     "quantizers.is_fused",
     "quantizers.is_grid_record",
     "quantizers.quant_layers",
     "quantizers.quantizer_scales",
     "quantizers.set_fused",
-    "quantizers.settle",
     "quantizers.unquantized",
     "quantizers.view.grid_of",
 }

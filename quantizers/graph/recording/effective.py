@@ -84,7 +84,7 @@ class EffectiveWeights:
         return [leaf.abs() for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
 
     def _filled(self, tensor: Tensor) -> Tensor:
-        """Return the mask of a tensor, of ones if it has none; indices stay as they are."""
+        """Return the mask of a tensor, of ones if it has none; indices are returned unchanged."""
         mask = self.of(tensor)
         if mask is not None:
             return mask.clone()
@@ -101,7 +101,7 @@ class EffectiveWeights:
 
 
 def computed_weights(recording: Recording, pen: Pen) -> list[str]:
-    """Return the learned tensors that a network computes and its student would hold as they are, with the functions.
+    """Return the learned tensors that a network computes and its student would hold unchanged, with the functions.
 
     Args:
         recording: What was recorded of the network, in training mode.

@@ -21,7 +21,7 @@ IMAGES = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 class Net(nn.Module):
-    """Two convolutions; the second may be called in a way of its own."""
+    """Two convolutions; the second may be called in its own way."""
 
     def __init__(self, call: Callable[[Any, Tensor], Tensor] | None = None, inner: nn.Module | None = None) -> None:
         super().__init__()

@@ -99,7 +99,7 @@ def test_a_factor_of_frozen_zeros_in_batch_norm_stays_zero() -> None:
 
 def test_other_constants_are_folded() -> None:
     scale = torch.tensor([2.0, -1.0, 0.5, 3.0, 1.0, 1.0]).view(6, 1, 1)
-    student = _student(Net(lambda _m, x: _m.norm(_m.conv(x) * scale) * scale + 1.0))
+    student = _student(Net(lambda m, x: m.norm(m.conv(x) * scale) * scale + 1.0))
     assert set(quant_layers(student)) == {"conv", "next", "head"}
 
 

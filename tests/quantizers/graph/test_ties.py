@@ -74,6 +74,7 @@ SOUND: dict[str, Callable[[Body, Tensor], Tensor]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:the network computes")
 @pytest.mark.parametrize("name", SOUND)
 def test_what_belongs_to_one_layer_or_stays_one_parameter_is_taken(name: str) -> None:
     _prepared(SOUND[name])

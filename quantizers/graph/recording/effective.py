@@ -18,7 +18,8 @@ from quantizers.graph.spelling.sites import is_normalizing
 from quantizers.graph.spelling.table import SHAPE_ONLY
 
 # Operations that move values, and those that, with constants, only rescale the learning rate.
-MOVES = frozenset({*VIEWS, *PIECES, "clone", "_to_copy", "t", "flip", "roll", "cat", "stack", "index_select", "neg"})
+MOVES = frozenset({*VIEWS, *PIECES, "clone", "_to_copy", "t", "flip", "roll", "cat", "stack", "neg"})
+PICKS = frozenset({"index", "index_select", "gather", "embedding", "take"})
 FACTORS, OFFSETS = frozenset({"mul", "div"}), frozenset({"add", "sub", "rsub", "copy"})
 
 
@@ -64,7 +65,8 @@ class EffectiveWeights:
         if not learned or not made or name in SHAPE_ONLY:
             return False
         is_masked = any(self.of(tensor) is not None for tensor in given)
-        if name in MOVES:
+        is_pick = name in PICKS and made[0].numel() <= sum(tensor.numel() for tensor in learned)  # nothing twice
+        if name in MOVES or is_pick:
             moved = self._moved(func, args, kwargs) if is_masked else [None] * len(made)
             for tensor, mask in zip(made, moved, strict=True):
                 self.note(tensor, mask)

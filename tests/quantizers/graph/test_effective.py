@@ -184,6 +184,10 @@ COMPUTED: dict[str, tuple[Callable[[], Net], str]] = {
     "parametrized": (_parametrized, r"inner\.weight \(tanh\)"),
     "a pruned bias": (_pruned_bias, r"inner\.bias \(mask\)"),
     "fixed in part": (_masked(_masked_sum), r"weight \(add\)"),
+    "picked twice": (
+        _masked(lambda m, x: F.conv2d(x, m.inner.weight[torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])][:6])),
+        r"weight \(.*(index|getitem)\)",
+    ),
     "a factor": (_masked(lambda m, x: m.inner(x) * m.gain.view(1, 6, 1, 1).exp()), r"scale \(exp\)"),
 }
 
@@ -200,6 +204,7 @@ ALIKE: dict[str, Callable[[], nn.Module]] = {
     "scaled": _masked(lambda m, x: F.conv2d(x, m.inner.weight * 0.1, m.inner.bias)),
     "a sum": _masked(lambda m, x: F.conv2d(x, m.inner.weight + m.gain, m.inner.bias)),
     "moved": _masked(lambda m, x: F.conv2d(x, -m.inner.weight.flip(2, 3).contiguous(), m.inner.bias)),
+    "picked": _masked(lambda m, x: m.inner(x) + F.embedding(torch.arange(6), m.gain.view(6, 1)).view(6, 1, 1)),
     "joined": _masked(lambda m, x: F.conv2d(x, torch.cat([m.inner.weight[:3], m.inner.weight[3:]]))),
     "pruned": _pruned,
     "weight norm": lambda: _with(lambda m: parametrizations.weight_norm(m.inner)),

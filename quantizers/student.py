@@ -157,6 +157,17 @@ def require_float(model: object, spec: object) -> None:
             )
 
 
+def with_masks(student: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state with masks of ones where it has none: in earlier versions, all weights of pruned layers trained.
+
+    Args:
+        student: A network from :func:`prepare`, or any other, whose state is returned unchanged.
+        state: Its ``state_dict()``, perhaps of an earlier version.
+    """
+    masks = {f"{path}.mask": layer.mask for path, layer in quant_layers(student).items()}
+    return {**{name: torch.ones_like(mask) for name, mask in masks.items() if mask is not None}, **state}
+
+
 def require_student(student: object, function: str) -> None:
     """Raise unless a function got a student, or a module with layers of one.
 

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from qkd.training.averaging import WeightAverage
 from qkd.training.job import Partner
 from quantizers import is_grid_record, require_same_grids
+from quantizers.student import with_masks
 
 # prefixes of tensor names in a checkpoint
 MODEL, OPTIMIZER, AVERAGE, PARTNER, RULE = "model/", "optimizer/", "average/", "partner/", "rule/"
@@ -77,7 +78,7 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         ValueError: If names, shapes or a student's grids differ; the model is then untouched.
     """
-    own = model.state_dict()
+    own, tensors = model.state_dict(), with_masks(model, tensors)
     try:
         require_same_grids(model, tensors)
     except RuntimeError as error:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from quantizers.student import act_quantizers, quant_layers
+from quantizers.student import act_quantizers, quant_layers, with_masks
 
 
 @torch.no_grad()
@@ -25,6 +25,7 @@ def carry_over(student: nn.Module, state: Mapping[str, Tensor]) -> None:
         ValueError: If a weight or a batch norm of the student is not in the state, or has another shape; the student is
             not changed then.
     """
+    state = with_masks(student, state)
     own = {name: tensor for name, tensor in student.state_dict().items() if not _is_of_a_grid(name, student)}
     faults = [name for name, tensor in own.items() if name not in state or state[name].shape != tensor.shape]
     if faults:

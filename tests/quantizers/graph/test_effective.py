@@ -15,7 +15,9 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm
 
 from export import check_parity, export_onnx
+from qkd.training.state import fill
 from quantizers import QuantSpec, Student, calibrate, prepare, quant_layers, settle
+from quantizers.recipes.carrying import carry_over
 
 IMAGES = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -135,6 +137,10 @@ def test_a_state_of_an_earlier_version_loads_without_its_mask() -> None:
     assert len(state) == len(student.state_dict()) - 1
     student.load_state_dict(state)
     assert _layer(student).mask.all()  # there, all weights trained
+    others = [_student(_pruned()) for _ in range(2)]
+    fill(others[0], state)
+    carry_over(others[1], state)
+    assert all(_layer(other).mask.all() for other in others)
 
 
 def test_other_students_have_the_state_that_they_had() -> None:

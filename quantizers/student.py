@@ -74,6 +74,10 @@ class Student(fx.GraphModule):
         return copied
 
 
+class PrepareWarning(UserWarning):
+    """What the caller of :func:`prepare` should know of the network."""
+
+
 def assemble(
     graph: fx.Graph,
     modules: Mapping[str, nn.Module],
@@ -194,6 +198,7 @@ def warn_of_frozen(model: nn.Module) -> None:
             f"every parameter of {type(model).__name__} is frozen (requires_grad=False), and so are the weights of its "
             "student: only activation scales will train. To train it, call model.requires_grad_(True) before prepare "
             "or student.requires_grad_(True) after it",
+            PrepareWarning,
             stacklevel=3,
         )
 
@@ -206,9 +211,10 @@ def warn_of_computed(weights: Sequence[str]) -> None:
     """
     if weights:
         warnings.warn(
-            f"the network computes {'; '.join(weights)} from its parameters, in every forward pass. Its student holds "
-            "the results and trains them directly, without these functions. It is the same network until it trains; if "
-            "that is not what you want, replace them by plain parameters and train those before prepare",
+            f"the network computes {'; '.join(weights)} from its parameters, in every forward pass. Its student starts "
+            "with the results as its weights, and trains them without these functions. To rule out any doubt, make "
+            "them plain parameters before prepare (remove_parametrizations)",
+            PrepareWarning,
             stacklevel=3,
         )
 

@@ -90,11 +90,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _shown_as_ours(others: Callable[..., None]) -> Callable[..., None]:
-    """Return what shows warnings: old names in a config in a line for people, without a place in our source."""
+    """Return what shows warnings: ours in a line for people, without a place in our source, and once."""
+    shown = set[str]()
 
     def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
-        if category is DeprecationWarning and OLD_NAME in str(message):
-            print(f"warning: {message}", file=sys.stderr)
+        is_old_name = category is DeprecationWarning and OLD_NAME in str(message)
+        # by its name, since quantizers would import PyTorch
+        if is_old_name or any(kind.__name__ == "PrepareWarning" for kind in category.__mro__):
+            if str(message) not in shown:
+                print(f"warning: {message}", file=sys.stderr)
+            shown.add(str(message))
         else:
             others(message, category, *place)
 

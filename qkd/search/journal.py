@@ -40,6 +40,7 @@ from qkd.search.population import (
 )
 
 FORMAT = 1  # increase it when the meaning of the files changes
+_NEWER = ("method",)  # inputs that earlier versions did not record
 _STATE = re.compile(r"round-(\d{4,})-member-(\d{2,})\.safetensors")
 
 
@@ -244,7 +245,8 @@ class Journal:
             )
         now = {"role": self.role, "seed": self.seed, "lengths": list(self.lengths), **self.fingerprint}
         then = {"role": body["role"], "seed": body["seed"], "lengths": body["lengths"], **body["fingerprint"]}
-        changed = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
+        names = {name for name in now.keys() | then.keys() if name in then or name not in _NEWER}
+        changed = sorted(name for name in names if now.get(name) != then.get(name))
         if changed:
             raise ValueError(
                 f"{self.file}: the search was started with other inputs ({', '.join(changed)} changed since); restore "

@@ -145,11 +145,12 @@ def _bypassed(module: nn.Module, operands: list[Tensor], normalize: Norm) -> Ten
 
 
 def _layer(layer: Any, x: Tensor, normalize: Norm) -> Tensor:
+    weight = layer.weight if layer.mask is None else layer.weight * layer.mask
     if layer.bn is not None and normalize is _running:
         factor, shift = layer._affine()
-        weight = layer.weight if factor is None else layer.weight * factor.reshape(-1, *(1,) * (layer.weight.dim() - 1))
+        weight = weight if factor is None else weight * factor.reshape(-1, *(1,) * (weight.dim() - 1))
         return _linear(layer, x, weight, shift)
-    out = _linear(layer, x, layer.weight, layer.bias)
+    out = _linear(layer, x, weight, layer.bias)
     return out if layer.bn is None else normalize(layer.bn, out)
 
 

@@ -33,7 +33,7 @@ def integer_view(student: Student) -> ir.IntegerView:
         TypeError: If it is not a student, or its parameters are not float32.
         ValueError: If a bias does not fit int32 or a scale is not finite (names the layer).
     """
-    if not isinstance(student, fx.GraphModule):
+    if not isinstance(getattr(student, "_orig_mod", student), fx.GraphModule):  # a compiled one has its attributes
         raise TypeError(
             f"integer_view takes a student that quantizers.prepare made, got {type(student).__name__}; call "
             "prepare(model, spec, example_inputs) first"

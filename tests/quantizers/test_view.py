@@ -178,3 +178,11 @@ def test_a_call_that_somebody_wrote_into_a_student_is_refused_by_name(make_stude
     student.recompile()
     with pytest.raises(RewriteError, match=r"relu_\d: a student only calls modules, but this is call_function"):
         integer_view(student)
+
+
+def test_a_compiled_student_has_a_view_and_a_float_net_none(make_student: Any) -> None:
+    student = make_student("residual", 2, 2)
+    compiled = torch.compile(student, backend="eager")
+    assert len(integer_view(compiled).nodes) == len(integer_view(student).nodes)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"takes a student that quantizers\.prepare made, got Linear"):
+        integer_view(nn.Linear(2, 2))  # type: ignore[arg-type]

@@ -28,10 +28,11 @@ from qkd.methods.rotations.branches import (
 )
 from qkd.methods.rotations.step import BranchStep, PeerStep, RotationStep
 from qkd.methods.rotations.training import BranchRole
+from qkd.roles.nets import load_float
 from qkd.roles.stored import stored_config
 from qkd.run.folder import RunFolder
 from qkd.training import Partner, Phase
-from qkd.training.assembly import Context
+from qkd.training.assembly import WEIGHTS, Context
 
 
 class Rotations(Method):
@@ -112,10 +113,14 @@ class Rotations(Method):
                 f"student.rotations.teacher_branches.joint reads; use `train` in place of `joint`, so that they learn "
                 f"on the finished teacher"
             )
-        if theirs.teacher_taps != self._own.teacher_taps:
-            there, here = (", ".join(taps) or "the default" for taps in (theirs.teacher_taps, self._own.teacher_taps))
+        if theirs.teacher_taps == self._own.teacher_taps:
+            return
+        net = load_float(source / "teacher" / WEIGHTS)
+        there, here = (taps_of(config, net, "teacher") for config in (stored_config(source), self.config))
+        if there != here:
             raise ValueError(
-                f"student.rotations.teacher_taps: {here}, but the branches of {source} read {there}; use the same"
+                f"student.rotations.teacher_taps: {', '.join(here)}, but the branches of {source} read "
+                f"{', '.join(there)}; use the same"
             )
 
     def made_from(self, run: RunFolder) -> Mapping[str, Path]:

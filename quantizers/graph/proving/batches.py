@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from quantizers.graph.form.refusal import RewriteError
-from quantizers.graph.proving.counts import UNTRACKED, USUAL, SizesOfBatch
+from quantizers.graph.proving.counts import MOST_VOLUME, UNTRACKED, USUAL, SizesOfBatch
 from quantizers.graph.proving.repeated import largest_difference, outputs_in_float64, steady, without_power_iterations
 from quantizers.graph.recording.returned import tensors
 from quantizers.modes import exact_float32
@@ -40,7 +40,8 @@ def require_same_of_more(twin: nn.Module, images: Tensor) -> None:
             expected, sizes = _with_sizes(twin, images)
         except RuntimeError:
             return  # it was recorded, so only this check fails
-        tried = (*USUAL, *UNTRACKED) if sizes.is_untracked else USUAL
+        cheap = [count for count in UNTRACKED if count * sizes.volume <= MOST_VOLUME * len(images)]
+        tried = (*USUAL, *cheap) if sizes.is_untracked else USUAL
         usual = [count for count in tried if count * images[0].numel() <= USUAL_VALUES]
         _require_same_at(twin, images, expected, sorted({*sizes.candidates, *usual}))
 

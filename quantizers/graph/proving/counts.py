@@ -3,8 +3,9 @@
 Recordings use two and three images, where ``if x.size(0) > 4`` takes the same branch. So the network also runs with
 sizes that note what they are compared with and divided by. Its function can change only at the numbers of images that
 follow from those; running it with each of them, and with their neighbors, shows whether it does. The ``USUAL``
-numbers of images are always tried, and ``UNTRACKED`` ones where code takes a size that cannot note anything: with
-``len``, or to look it up in a set or dictionary. Sizes that pass through NumPy or tensors are not noticed.
+numbers of images are always tried, and in small networks ``UNTRACKED`` ones where code takes a size that cannot note
+anything: with ``len``, or to look it up in a set or dictionary. Sizes that pass through NumPy or tensors are not
+noticed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 USUAL = (8, 33)
 UNTRACKED = (64, 65, 128, 129, 256, 257)  # batch sizes that people write, and one more
+MOST_VOLUME = 5e7  # values within the network in one of these runs; prepare would otherwise take ten times as long
 _NBYTES = Tensor.nbytes.__get__  # type: ignore[attr-defined]
 MOST_IMAGES = 2**16  # a condition on a larger batch has some other purpose
 
@@ -34,9 +36,12 @@ class SizesOfBatch(TorchFunctionMode):
     def __init__(self, images: int) -> None:
         super().__init__()
         self.images, self._noted, self.is_untracked = images, set[float](), False
+        self.volume = 0  # values that the operations made
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.volume += result.numel()
         tensor = args[0] if args else None
         if type(result) not in (int, torch.Size) or not isinstance(tensor, Tensor) or tensor.dim() == 0:
             return result

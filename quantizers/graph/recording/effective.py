@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from quantizers.graph.recording.ledger import Geometry, Ledger, geometry
+from quantizers.graph.recording.ledger import Geometry, Ledger, geometry, memory_of
 from quantizers.graph.recording.modes import live_nodes, output_of
 from quantizers.graph.recording.outcome import Recording
 from quantizers.graph.spelling.moves import PIECES, VIEWS
@@ -19,6 +19,7 @@ from quantizers.graph.spelling.table import SHAPE_ONLY
 
 # Operations that move values, and those that, with constants, only rescale the learning rate.
 MOVES = frozenset({*VIEWS, *PIECES, "clone", "_to_copy", "t", "flip", "roll", "cat", "stack", "neg"})
+JOINS = frozenset({"cat", "stack"})
 PICKS = frozenset({"index", "index_select", "gather", "embedding", "take"})
 FACTORS, OFFSETS = frozenset({"mul", "div"}), frozenset({"add", "sub", "rsub", "copy"})
 
@@ -59,7 +60,27 @@ class EffectiveWeights:
             kwargs: Its other arguments.
             made: The tensors that it returned.
         """
+        is_written = func._schema.is_mutable
         name = name if name in MOVES else name.removesuffix("_")
+        found = [self._computed(func, name, args, kwargs, made)]
+        if is_written:  # in a part of a weight, or through another view of it: no mask describes that
+            found += [self._is_part_of_learned(tensor, args) for tensor in made]
+        return any(found)
+
+    def _is_part_of_learned(self, written: Tensor, args: tuple[Any, ...]) -> bool:
+        """Return whether a written tensor is not all of a learned one, or shares its memory with masked ones."""
+        memory, own = memory_of(written), geometry(written)
+        stale = [key for key, (_, tensor) in self._masks.items() if memory_of(tensor) == memory and key != own]
+        for key in stale:
+            del self._masks[key]
+        leaves = [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)]
+        is_learned = any(self._ledger.constant(tensor).learned for tensor in (written, *leaves))
+        is_part = written.numel() * written.element_size() < written.untyped_storage().nbytes()
+        return bool(stale) or (is_learned and is_part)
+
+    def _computed(
+        self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], made: list[Tensor]
+    ) -> bool:
         given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         learned = [tensor for tensor in given if self._ledger.constant(tensor).learned]
         if not learned or not made or name in SHAPE_ONLY:
@@ -70,7 +91,7 @@ class EffectiveWeights:
             moved = self._moved(func, args, kwargs) if is_masked else [None] * len(made)
             for tensor, mask in zip(made, moved, strict=True):
                 self.note(tensor, mask)
-            return False
+            return name in JOINS and len(learned) < len(given)  # the constants among them would train, too
         if name in FACTORS:
             is_factor = len(learned) == 1 and (name == "mul" or args[0] is learned[0]) and not kwargs
             mask = self._product(args[0], args[1] if name == "mul" else 1.0, made[0])

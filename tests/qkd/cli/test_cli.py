@@ -19,8 +19,9 @@ from qkd.cli import STAGE_NAMES, main, parse
 from qkd.cli.commands.ls import TABLE_NAMES
 from qkd.cli.options import completion
 from qkd.config import RunConfig
-from qkd.config.binding import bind, load_config, shipped_configs
+from qkd.config.binding import bind, config_text, load_config, shipped_configs
 from qkd.files.yaml_text import parse_yaml
+from qkd.testing import tiny_config, write_npz_set
 
 GOOD = "name: small\ndata: {name: digits}\nteacher: {net: resnet8, train: {epochs: 1}}\n" \
        "student: {quant: {weight_bits: 2, act_bits: 2}, train: {epochs: 1}}\n"  # fmt: skip
@@ -290,3 +291,25 @@ def test_that_there_is_no_gpu_is_not_said(caplog: pytest.LogCaptureFixture) -> N
     logger.warning("No CUDA runtime is found, using CUDA_HOME='%s'", "/usr/local")
     logger.warning("something else")
     assert [record.message for record in caplog.records] == ["something else"]
+
+
+@pytest.mark.filterwarnings("always")
+def test_what_prepare_warns_of_is_a_line_for_people_and_is_said_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would be said again when the student is exported, with a place in our source."""
+    net = tmp_path / "own.py"
+    net.write_text(
+        "from torch import nn\n"
+        "class Body(nn.Conv2d):\n"
+        "    def forward(self, x):\n"
+        "        return nn.functional.conv2d(x, self.weight.abs(), self.bias)\n"
+        "def build(classes, channels, image_size):\n"
+        "    return nn.Sequential(Body(channels, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),\n"
+        "                         nn.Linear(4, classes))\n"
+    )
+    config, images = tmp_path / "own.yaml", write_npz_set(tmp_path / "images")
+    config.write_text(config_text(tiny_config(images, {"teacher.net": f"{net}:build", "name": "warned"})))
+    assert main(["run", str(config), "--runs-dir", str(tmp_path), "--until", "export"]) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "computes 0.weight (abs)" in line]
+    assert len(told) == 1 and told[0].startswith("warning: the network computes")

@@ -107,6 +107,8 @@ def test_what_it_refuses(tmp_path: Path) -> None:
     ):  # fmt: skip
         with pytest.raises(ValueError, match=rf"started with other inputs \({word} changed since\); restore"):
             journal(tmp_path, **change)
+    later = journal(tmp_path, fingerprint={"data": "a", "method": "c"})  # which earlier versions did not record
+    assert later.turns() == one.turns()
     text = one.file.read_text()
     one.file.write_text(text.replace('"accuracy": 0.0', '"accuracy": 0.9'))
     with pytest.raises(DamagedFileError, match="truncated or altered"):

@@ -176,10 +176,16 @@ def test_joint_branches_come_with_a_teacher_of_another_run(data: Path, tmp_path:
         "teacher_taps": ["layer1", "layer2"],
         "student_taps": ["layer1", "layer2"],
     }
+    named = {**taps, "teacher_taps": ["layer1", "layer2", "layer3"], "student_taps": []}
+    with RunFolder.open(experiment(data, "same", {**second, "student.rotations": named}), tmp_path) as run:
+        STAGES["teacher"](run, Silent())
+        assert run.is_complete("teacher")
     other = {**second, "student.rotations": taps}
     with (
         RunFolder.open(experiment(data, "fourth", other), tmp_path) as run,
-        pytest.raises(ValueError, match=r"teacher_taps: layer1, layer2, but the branches of .* read the default"),
+        pytest.raises(
+            ValueError, match=r"teacher_taps: layer1, layer2, but the branches of .* read layer1, layer2, layer3"
+        ),
     ):
         STAGES["teacher"](run, Silent())
 

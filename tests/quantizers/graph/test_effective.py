@@ -16,7 +16,8 @@ from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm
 
 from export import check_parity, export_onnx
 from qkd.training.state import fill
-from quantizers import QuantSpec, Student, calibrate, prepare, quant_layers, settle
+from quantizers import QuantSpec, RewriteError, Student, calibrate, prepare, quant_layers, settle, unquantized
+from quantizers.graph.recording.effective import EffectiveWeights
 from quantizers.recipes.carrying import carry_over
 
 IMAGES = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -180,6 +181,56 @@ def _pruned_bias() -> Net:
 
 def _masked_sum(m: Any, x: Tensor) -> Tensor:
     return F.conv2d(x, m.inner.weight * m.mask + (1 - m.mask), m.inner.bias)
+
+
+def _written(write: Callable[[Any, Tensor], Any], *, masked: bool = True) -> Callable[[], Net]:
+    """Return a network that writes into a part of its weight, or through another view of it."""
+
+    def call(m: Any, x: Tensor) -> Tensor:
+        weight = m.inner.weight * (m.mask if masked else 1.0)
+        write(m, weight)
+        return F.conv2d(x, weight, m.inner.bias)
+
+    return _masked(call)
+
+
+WRITTEN: dict[str, Callable[[], Net]] = {
+    "constants": _written(lambda _, w: w[:, :, 1, 1].fill_(1.0)),
+    "an offset": _written(lambda _, w: w[:, 0].add_(1)),
+    "another view": _written(lambda _, w: w.view(-1).add_(1.0)),
+    "the weight again": _written(lambda m, w: w.flatten().copy_(m.inner.weight.flatten())),
+    "zeros": _written(lambda _, w: w[:3].mul_(0), masked=False),
+    "into zeros": _masked(lambda m, x: F.conv2d(x, _first_half(m.inner.weight), m.inner.bias)),
+    "joined with zeros": _masked(
+        lambda m, x: F.conv2d(x, torch.cat([m.inner.weight[:, :3], torch.zeros(6, 3, 3, 3)], 1))
+    ),
+}
+
+
+def _first_half(weight: Tensor) -> Tensor:
+    made = torch.zeros(6, 6, 3, 3)
+    made[:3] = weight[:3]
+    return made
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_what_is_written_into_a_part_of_a_weight_is_in_the_student_and_named(name: str) -> None:
+    """A mask of before the write set values to zero that the network has: another function."""
+    net = WRITTEN[name]().eval()
+    with pytest.warns(UserWarning, match="the network computes .* from its parameters"):
+        student = prepare(net, QuantSpec(8, 8), IMAGES)
+    calibrate(student, IMAGES, keep_statistics=True)
+    student.eval()
+    with torch.no_grad(), unquantized(student):
+        torch.testing.assert_close(student(IMAGES), net(IMAGES), rtol=0, atol=5e-3 * float(net(IMAGES).abs().max()))
+
+
+def test_the_check_of_a_student_reads_its_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        EffectiveWeights, "of", lambda _, weight: torch.zeros_like(weight) if weight.dim() > 1 else None
+    )
+    with pytest.raises(RewriteError, match="the student would be another function"):
+        prepare(Net(), QuantSpec(2, 4), IMAGES)
 
 
 COMPUTED: dict[str, tuple[Callable[[], Net], str]] = {

@@ -149,7 +149,7 @@ def measure_on(
         probe.check_room(sum(map(size_of, files.values())))
     answer = link.run(job, files, say)
     if changed := [str(paths[name]) for name, then in _hashes(paths).items() if then != hashes[name]]:
-        raise ValueError(f"{', '.join(changed)}: changed while it was measured, so the times are of no known file; "
+        raise ValueError(f"{', '.join(changed)}: changed while it was measured, so it is unknown which file was timed; "
                          f"measure again")  # fmt: skip
     failed = failed_entries(answer, entries)
     untaken = left_out(answer, entries)

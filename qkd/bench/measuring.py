@@ -25,7 +25,7 @@ from qkd.config import BenchConfig
 from qkd.failures import ConfigError, UsageError
 from qkd.files import write_json
 from qkd.progress import Progress
-from qkd.report.findings.measurements import SETTINGS, is_own
+from qkd.report.findings.measurements import SETTINGS, is_own, replaced_record
 from qkd.report.records import read_record
 from qkd.run.folder import RunFolder
 
@@ -91,7 +91,7 @@ def bench_models(
     if targets.computed:
         progress.say(
             f"agreement of {', '.join(targets.computed)}: with the file as computed here without optimizations, since "
-            f"the sample holds no logits of it"
+            f"the sample holds no logits that are known to be its own"
         )
     if len(names) == 1 and is_run(Path(names[0])):
         _record(Path(names[0]), table, progress, args.sample)
@@ -129,6 +129,7 @@ def _record(folder: Path, table: BenchTable, progress: Progress, sample: Path | 
                 run.extend("bench", written.values())
             else:
                 _complete_where_measured(run, written.values(), progress)
+            has_own = run.config.federated is not None or (run.is_complete("bench") and not replaced_record(folder))
     except (OSError, ValueError) as error:
         progress.warn(f"measured, but not recorded in {folder}: {error}")
         return
@@ -136,9 +137,10 @@ def _record(folder: Path, table: BenchTable, progress: Progress, sample: Path | 
     shown = "" if run.config.federated is not None else f"; `qkd report {again}` shows it"
     progress.say(f"recorded in {paths}{shown}")
     if others := [title for title in written if title not in [one["device"] for one in measured]]:
+        way = "" if has_own else f"; `qkd run {again} --until bench` makes that"
         progress.say(
-            f"{', '.join(others)}: measured otherwise than the bench section of the run's config says, so it does not "
-            f"count as the run's own measurement; `qkd run {again} --until bench` makes that"
+            f"{', '.join(others)}: measured differently from what the bench section of the run's config says, so it "
+            f"does not count as the run's own measurement{way}"
         )
     if not has_own_sample:
         progress.say("accuracy and agreement are not recorded: the images are not those of the run's sample")

@@ -63,13 +63,21 @@ def as_recorded(record: Record, bench: BenchConfig, devices: Sequence[Device], *
         record = {**record, "images": 0, "models": rows}
     if record["device"] not in bench.on:
         return record
-    apart = unlike_settings(record, bench.model_dump(mode="json"))
+    plain = bench.model_dump(mode="json")
+    apart = unlike_settings(record, plain)
     entry = next((entry_of(device) for device in devices if device.title == record["device"]), {})
     others = _unlike(entry, record["entry"])
     for key, setting in OWN_SETTINGS.items():
-        if key in others:
-            own = record["entry"][key]
-            apart.setdefault(setting, record["settings"][setting] if own is None else own)
+        if key not in others:
+            continue
+        used, own = (
+            settings[setting] if one[key] is None else [one[key]] if key == "provider" else one[key]
+            for settings, one in ((record["settings"], record["entry"]), (plain, entry))
+        )
+        if unlike_settings({"settings": {setting: used}}, {setting: own}):
+            apart[setting] = used
+        else:  # an option of the command that repeats the device's entry
+            apart.pop(setting, None)
     unlike = [_words(*item) for item in apart.items()]
     unlike += [f"another {key}" for key in others if key not in OWN_SETTINGS]
     unlike += [] if is_own_sample else ["another sample"]
@@ -95,11 +103,16 @@ def with_earlier(folder: Path, record: Record, bench: BenchConfig, paths: Mappin
         if earlier.get("device") != record["device"] or not isinstance(rows, dict) or not rows:
             continue
         known = {row.get("model", name) for name, row in rows.items() if isinstance(row, dict)}
-        is_same = is_own(earlier, bench.model_dump(mode="json")) and not _unlike(
-            earlier.get("entry") or {}, record["entry"]
+        is_same = (
+            is_own(earlier, bench.model_dump(mode="json"))
+            and not _unlike(earlier.get("entry") or {}, record["entry"])
+            and all(earlier.get(key) in (None, getattr(bench, key)) for key in ("rounds", "warmup"))
         )
         if is_same and known >= hashes.keys() - {BASELINE} and not measured_others(earlier, hashes):
-            return {**earlier, "failure": f"{record['failure']}; the times of {record['device']} are of an earlier run"}
+            return {
+                **earlier,
+                "failure": f"{record['failure']}; the times of {record['device']} are from an earlier measurement",
+            }
     return record
 
 

@@ -138,8 +138,10 @@ def _why_incomplete(run: RunFolder, name: str) -> str:
     reason = run.why_incomplete(name)
     if not reason and name == "bench":
         from qkd.bench.device_file import changed_device  # needed only where a run has measured
+        from qkd.report.findings.measurements import replaced_record
 
-        reason = changed_device(run.path / "bench", run.config.bench.on, run.config.bench.devices)
+        changed = changed_device(run.path / "bench", run.config.bench.on, run.config.bench.devices)
+        reason = changed or replaced_record(run.path)
     if not reason and name == "search" and not run.is_complete("distill"):
         reason = described_otherwise(run.path, run.config)
     return reason

@@ -56,7 +56,11 @@ class OwnRun:
             files: The scored images, or their archive.
             is_divided: Whether a config divides the run's own set in another way.
         """
+        from qkd.methods.table import reads_images
+
         real, scored = _resolver(), list(files)
+        if not reads_images(self.config):  # a data-free student learned from none
+            return ()
         is_archive = any(path.suffix == ".npz" for path in scored)
         if not scored or is_archive != (self.config.data.name == "npz"):
             return ()
@@ -70,9 +74,9 @@ class OwnRun:
         run = shlex.quote(str(self.folder))
         what, how = "these images", ""
         if not is_archive:
-            what, how = "some of these images", f" ({count:,} of {len(scored):,} are in its run's training part)"
+            what = f"some of these images ({count:,} of {len(scored):,} are in its run's training part)"
         if is_divided:
-            how += "; this config divides the set otherwise than the run"
+            how += "; this config divides the set differently from the run"
         return (f"the student was trained on {what}; `qkd val {run} {run}` scores it on its test images alone{how}",)
 
 

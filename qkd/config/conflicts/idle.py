@@ -43,7 +43,8 @@ def idle_faults(config: RunConfig) -> Iterator[Fault]:
             "`keep: best` keeps the teacher of one epoch and the branches of the last, which read other features "
             "(student.rotations.teacher_branches.joint); use keep: last",
         )
-    yield from _idle_sizes(config.data)
+    if teacher.run is None:  # otherwise, images have the form that its teacher learned from
+        yield from _idle_sizes(config.data)
     yield from _idle_rules(student)
     if student.data_free is not None:
         own = student.data_free

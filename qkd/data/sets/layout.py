@@ -58,7 +58,7 @@ def layout_of(folder: Path, is_hidden: Callable[[str], bool]) -> Layout:
         raise DataError(f"{folder}: no such folder; needs train/<class>/*.png|jpg|... and test/<class>/... next to it")
     names = {child.name for child in folder.iterdir() if child.is_dir() and not is_hidden(child.name)}
     val = next((name for name in VALIDATION if name in names), None)
-    _refuse_near_names(folder, names, {"train", "test", val})
+    _refuse_near_names(folder, names, {"train", "test", val}, is_hidden)
     if "train" not in names:
         found = sorted(names & set(PARTS))
         if found and names <= set(PARTS):
@@ -72,7 +72,9 @@ def layout_of(folder: Path, is_hidden: Callable[[str], bool]) -> Layout:
     return Layout(folder / "train", None if val is None else folder / val)
 
 
-def _refuse_near_names(folder: Path, names: Collection[str], used: Collection[str | None]) -> None:
+def _refuse_near_names(
+    folder: Path, names: Collection[str], used: Collection[str | None], is_hidden: Callable[[str], bool]
+) -> None:
     """Raise if folders are named like parts, but not so that they are used: they would be classes, or be ignored.
 
     Raises:
@@ -82,7 +84,8 @@ def _refuse_near_names(folder: Path, names: Collection[str], used: Collection[st
     if "train" not in names:
         parts = {name: _part_in(name) for name in sorted(names)}
         is_whole = "train" in parts.values() and bool({"test", "val"} & {*parts.values()})
-        if is_whole and None not in parts.values():  # each is named like a part: none of them is a class
+        is_whole = is_whole and all(_has_folders(folder / name, is_hidden) for name, part in parts.items() if part)
+        if is_whole and None not in parts.values():  # each is named like a part, and holds classes: it is no class
             near = {name: part for name, part in parts.items() if part and name != part and name not in VALIDATION}
         elif len(near) < len(names) or "train" not in near.values():
             return
@@ -92,6 +95,10 @@ def _refuse_near_names(folder: Path, names: Collection[str], used: Collection[st
             f"{folder / name}: is named like a part of the set, but would not be used as one; rename it to {part}, or "
             "move it out of the folder"
         )
+
+
+def _has_folders(folder: Path, is_hidden: Callable[[str], bool]) -> bool:
+    return any(child.is_dir() and not is_hidden(child.name) for child in folder.iterdir())
 
 
 def _part_in(name: str) -> str | None:

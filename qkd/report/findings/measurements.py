@@ -138,7 +138,26 @@ def failed_devices(path: Path) -> Iterator[str]:
         except (DamagedFileError, OSError):  # the report says what is wrong with it
             continue
         if isinstance(record, Mapping) and record.get("failure") and record.get("device") in _on(bench):
-            yield f"{record['device']} failed: {record['failure']} (delete {file} to try again)"
+            kept = "; it holds earlier times" if record.get("models") else ""
+            yield f"{record['device']} failed: {record['failure']} (delete {file} to try again{kept})"
+
+
+def replaced_record(path: Path) -> str:
+    """Return which record a command of an older version has put in place of the stage's; empty if none.
+
+    Args:
+        path: The run folder.
+    """
+    bench = bench_section(path)
+    for file in sorted((path / "bench").glob("*.json")):
+        try:
+            record = read_json(file)
+        except (DamagedFileError, OSError):  # the report says what is wrong with it
+            continue
+        is_measured = isinstance(record, Mapping) and record.get("device") in _on(bench) and record.get("models")
+        if is_measured and not is_own(record, bench):
+            return f"{file.relative_to(path)} was measured with other settings than the config's"
+    return ""
 
 
 def label(record: Mapping[str, Any]) -> str:

@@ -13,14 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from export import DeviceResult, read_sample
-from qkd.bench.record import file_name, file_names, write_records
+from export import Device, DeviceResult, read_sample
+from qkd.bench.device_file import entry_of
+from qkd.bench.record import as_recorded, file_name, file_names, write_records
 from qkd.cli import main
+from qkd.config import BenchConfig
 from qkd.config.binding import plain_text, read_config
 from qkd.failures import ConfigError
+from qkd.files import write_json
 from qkd.pipeline.running import run_stages
 from qkd.progress import Progress, Silent
 from qkd.report import summarize
+from qkd.report.findings.measurements import SETTINGS
 from qkd.roles.sample import calibration_images
 from qkd.run.folder import RunFolder
 from qkd.stages import STAGES
@@ -223,7 +227,9 @@ def test_other_settings_neither_complete_nor_replace_the_stage(
     other = ["bench", str(run), "--threads", "2", "--rounds", "1", "--batch-size", "4", "--affinity", "0"]
     assert main(other) == 0
     title = "local (2 threads, 1 round, warm-up 20, CPUs 0, batch 4)"
-    assert f"{title}: measured otherwise than the bench section of the run's config says" in capsys.readouterr().err
+    assert (
+        f"{title}: measured differently from what the bench section of the run's config says" in capsys.readouterr().err
+    )
     with RunFolder.reopen(run) as folder:
         assert folder.why_incomplete("bench") == "not run"
     assert summarize(run).student.median_ms is None, "it does not lead"
@@ -240,6 +246,39 @@ def test_other_settings_neither_complete_nor_replace_the_stage(
     summary = summarize(run)
     assert [one["device"] for one in summary.devices] == ["local", title]
     assert summary.student.median_ms == own["models"]["student"]["median_ms"]
+
+
+def test_a_record_that_an_older_version_replaced_is_measured_again(
+    exported: RunFolder, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A command put batch 64 in the place of the run's own record, and nothing would measure that again."""
+    run = tmp_path / "tiny"
+    shutil.copytree(exported.path, run)
+    config = tiny_config(data)
+    write_config(run, config)
+    with RunFolder(config, run) as folder:
+        STAGES["bench"](folder, Silent())
+        older = {**read(run / "bench" / "local.json"), "batch_size": 64}
+        for key in ("settings", "entry", "stage"):
+            older.pop(key)
+        write_json(run / "bench" / "local.json", older)
+        folder.extend("bench", [run / "bench" / "local.json"])
+        assert summarize(run).student.median_ms is None
+        run_stages(folder, ["bench"], Progress())
+        assert "bench/local.json was measured with other settings than the config's" in capsys.readouterr().err
+        assert summarize(run).student.median_ms is not None
+        run_stages(folder, ["bench"], Progress())
+        assert "already complete" in capsys.readouterr().err
+
+
+def test_an_option_that_repeats_a_devices_entry_is_no_other_setting() -> None:
+    own = BenchConfig(on=("quad",), rounds=5)
+    device = Device("ssh://pi@board", name="quad", threads=2)
+    for threads, title in ((2, "quad"), (3, "quad (3 threads)")):
+        asked = {**{key: own.model_dump(mode="json")[key] for key in SETTINGS}, "threads": threads}
+        entry = {**entry_of(device), "threads": None}  # the option stands above it
+        record = {"device": "quad", "settings": asked, "entry": entry, "models": {}}
+        assert as_recorded(record, own, [device], is_own_sample=True)["device"] == title
 
 
 def test_a_changed_entry_of_the_devices_file_makes_the_stage_incomplete(
@@ -300,12 +339,16 @@ def test_a_device_that_fails_keeps_its_times_and_is_named_until_it_works(
     STAGES["bench"](run, Silent())
     record = read(folder / "board.json")
     assert record["models"] == good["models"]
-    assert record["failure"] == "gone; the times of board are of an earlier run"
+    assert record["failure"] == "gone; the times of board are from an earlier measurement"
     capsys.readouterr()
     for _ in range(2):
         run_stages(run, ["bench"], Progress())
         err = capsys.readouterr().err
-        assert "already complete" in err and "warning: board failed: gone" in err and "to try again)" in err
+        assert (
+            "already complete" in err
+            and "warning: board failed: gone" in err
+            and "to try again; it holds earlier times)" in err
+        )
     # measured with other settings: its times are not those of the config anymore
     STAGES["bench"](RunFolder(tiny_config(data, {**changes, "bench.rounds": 6}), exported.path), Silent())
     assert read(folder / "board.json")["models"] == {}

@@ -180,7 +180,8 @@ def test_folders_that_are_named_almost_like_parts_are_refused(
 
 @pytest.mark.parametrize("names", [
     ("running", "training", "walking"), ("dev", "ops"), ("test", "exam"), ("train_freight", "train_local"),
-    ("test_tube", "training_shoe", "vase"), ("constrained", "contested"),
+    ("test_tube", "training_shoe", "vase"), ("constrained", "contested"), ("train_station", "test_tube"),
+    ("pre-train", "pre-test"),
 ])  # fmt: skip
 def test_classes_may_have_such_names(tmp_path: Path, names: tuple[str, ...]) -> None:
     for name in names:

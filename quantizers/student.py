@@ -184,10 +184,20 @@ def require_student(student: object, function: str) -> None:
     """
     kinds = (Student, ActQuantizer, QuantConvBn2d, QuantLinearBn)
     if not isinstance(student, nn.Module) or not any(isinstance(module, kinds) for module in student.modules()):
-        raise TypeError(
-            f"{function} takes a student that quantizers.prepare made, got {type(student).__name__}; call "
-            "prepare(model, spec, example_inputs) first"
-        )
+        raise not_a_student(student, function)
+
+
+def not_a_student(found: object, function: str) -> TypeError:
+    """Return the error of a function that takes a student and got something else.
+
+    Args:
+        found: What it got.
+        function: Its name.
+    """
+    return TypeError(
+        f"{function} takes a student that quantizers.prepare made, got {type(found).__name__}; call "
+        "prepare(model, spec, example_inputs) first"
+    )
 
 
 def warn_of_frozen(model: nn.Module) -> None:

@@ -23,7 +23,7 @@ OUTSIDE = {
 }  # fmt: skip
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc"}
 LINES_AT_MOST = 450
-RUNNER_LINES = 660  # one file by purpose: it is copied to devices alone
+RUNNER_LINES = 650  # one file by purpose: it is copied to devices alone
 MODULES = sorted(path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py"))
 PACKAGES = sorted(path.parent for path in MODULES if path.name == "__init__.py")
 

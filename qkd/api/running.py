@@ -170,9 +170,9 @@ def bound(
     pairs = overrides.items() if isinstance(overrides, Mapping) else ()
     texts = [f"{key}={json.dumps(value)}" for key, value in pairs] or list(overrides)
     checks = (name_faults, file_faults) if with_files else (name_faults,)
-    new_checks = () if isinstance(config, RunConfig) else (term_use_faults,)  # one that is bound may be a run's own
+    new = () if isinstance(config, RunConfig) else (term_use_faults,)  # one that is bound may be a run's own
     if isinstance(config, RunConfig):
         config = config.model_dump(mode="json")
     if not isinstance(config, Mapping):
-        return load_config(Path(config), texts, checks=checks, new_checks=(term_use_faults,))
-    return bind(resolved_nets(apply_overrides(config, texts), Path()), checks=checks, new_checks=new_checks)
+        return load_config(Path(config), texts, checks=checks, new=(term_use_faults,))
+    return bind(resolved_nets(apply_overrides(config, texts), Path()), checks=checks, new=new)

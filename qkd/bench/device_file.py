@@ -16,7 +16,6 @@ from qkd.config import Cpu, Positive, Section, Threads
 from qkd.config.bind_faults import did_you_mean, place, plain_faults, schema_faults
 from qkd.config.binding import bind_section, read_config, shipped_folder
 from qkd.failures import ConfigError, first_of
-from qkd.files import DamagedFileError, read_json
 from qkd.foreign.shown import shown_line
 
 FILE_NAME = "devices.yaml"
@@ -146,16 +145,14 @@ def changed_device(folder: Path, names: Sequence[str], file: Path | None) -> str
         names: Those of the config's ``bench.on``.
         file: The config's devices file.
     """
+    from qkd.report.findings.measurements import records_in  # imports torch
+
     try:
         devices = {device.title: entry_of(device) for device in resolve_devices(names, file)}
     except (ConfigError, OSError):  # it cannot be measured again here
         return ""
-    for path in sorted(folder.glob("*.json")):
-        try:
-            record = read_json(path)
-        except (DamagedFileError, OSError):  # the report says what is wrong with it
-            continue
-        title, then = (record.get(key) for key in ("device", "entry")) if isinstance(record, dict) else (None, None)
+    for _, record in records_in(folder):
+        title, then = record.get("device"), record.get("entry")
         if not isinstance(then, dict) or not isinstance(title, str):  # older versions recorded none
             continue
         for key, value in devices.get(title, {}).items():

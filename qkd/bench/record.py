@@ -14,8 +14,8 @@ from export.devices.providers import SHORT, provider_names
 from qkd.bench.device_file import entry_of
 from qkd.bench.targets import BASELINE, Targets
 from qkd.config import BenchConfig
-from qkd.files import DamagedFileError, read_json, sha256_of, write_json
-from qkd.report.findings.measurements import SETTINGS, is_own, measured_others, unlike_settings
+from qkd.files import sha256_of, write_json
+from qkd.report.findings.measurements import SETTINGS, is_own, measured_others, records_in, unlike_settings
 from qkd.units import counted
 
 # one value for all models of a device
@@ -98,7 +98,7 @@ def with_earlier(folder: Path, record: Record, bench: BenchConfig, paths: Mappin
     if record["models"]:
         return record
     hashes = {name: sha256_of(path) for name, path in paths.items()}
-    for earlier in map(_read, sorted(folder.glob("*.json"))):
+    for _, earlier in records_in(folder):
         rows = earlier.get("models")
         if earlier.get("device") != record["device"] or not isinstance(rows, dict) or not rows:
             continue
@@ -127,9 +127,8 @@ def keep_apart(folder: Path, then: Collection[str], now: Collection[str]) -> Non
     Raises:
         OSError: If a record cannot be written.
     """
-    for path in sorted(folder.glob("*.json")):
-        record = _read(path)
-        if record and "stage" not in record and record.get("device") in set(then) - set(now):
+    for path, record in list(records_in(folder)):
+        if "stage" not in record and record.get("device") in set(then) - set(now):
             write_json(path, {**record, "stage": True})
 
 
@@ -146,11 +145,11 @@ def write_records(folder: Path, records: Sequence[Record]) -> dict[str, Path]:
         OSError: If one cannot be written.
     """
     names = file_names([record["device"] for record in records])
-    written = {}
+    owners, written = {path: record.get("device") for path, record in records_in(folder)}, {}
     for record in records:
         title = record["device"]
         path = folder / f"{names[title]}.json"
-        if path.exists() and _device_of(path) not in (title, None):
+        if isinstance(owners.get(path), str) and owners[path] != title:
             path = folder / f"{names[title]}-{_mark(title)}.json"
         write_json(path, record)
         written[title] = path
@@ -166,10 +165,10 @@ def drop_stale(folder: Path, kept: Iterable[Path], paths: Mapping[str, Path]) ->
         paths: Name -> file, of what there is to measure now.
     """
     now = {name: sha256_of(path) for name, path in paths.items()}
-    dropped = []
-    for path in sorted(set(folder.glob("*.json")) - set(kept)):
-        if measured_others(_read(path), now):
-            dropped.append(str(_device_of(path) or path.stem))
+    dropped, new = [], set(kept)
+    for path, record in list(records_in(folder)):
+        if path not in new and measured_others(record, now):
+            dropped.append(str(record.get("device") or path.stem))
             path.unlink()
     return dropped
 
@@ -207,19 +206,6 @@ def _record(result: DeviceResult, targets: Targets, asked: Record, is_stage: boo
         row["to_float"] = row["median_ms"] / reference if reference else None
     shared = {key: first[key] for key in SHARED if key != "device"}
     return {**head, **shared, "batch_size": asked["batch_size"], "reference": targets.reference, "models": models}
-
-
-def _device_of(path: Path) -> str | None:
-    device = _read(path).get("device")
-    return device if isinstance(device, str) else None
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        value = read_json(path)
-    except DamagedFileError:
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _words(key: str, value: Any) -> str:

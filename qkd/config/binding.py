@@ -34,6 +34,7 @@ MOST_NAMED = 6  # shipped configs in a message
 OF_RECIPES = ("student.recipe", "student.quant")  # keys on which it depends what a recipe sets
 Check: TypeAlias = Callable[[Mapping[str, Any]], Iterable[Fault]]
 """A further check of the raw data; yields a :data:`~qkd.config.bind_faults.Fault` for each problem."""
+Checks: TypeAlias = Iterable[Check]
 
 
 def shipped_folder() -> Path:
@@ -103,19 +104,13 @@ def read_config(path: Path) -> dict[str, Any]:
     return data
 
 
-def bind(
-    data: Mapping[str, Any],
-    *,
-    checks: Iterable[Check] = (),
-    new_checks: Iterable[Check] = (),
-    is_stored: bool = False,
-) -> RunConfig:
+def bind(data: Mapping[str, Any], *, checks: Checks = (), new: Checks = (), is_stored: bool = False) -> RunConfig:
     """Return the typed config of raw data.
 
     Args:
         data: Nested mappings and lists, as YAML gives them.
         checks: Further checks of the raw data; their faults are reported with those of the schema.
-        new_checks: Likewise, of new configs only: older versions accepted what they refuse.
+        new: Further ones, of new configs only: older versions accepted what they refuse.
         is_stored: Whether it is a run's own config, which has every key.
 
     Raises:
@@ -135,7 +130,7 @@ def bind(
         faults += idle_faults(config)
     faults += plain_faults(data)
     if len(faults) <= MOST_FAULTS:  # otherwise, fix these before looking for files
-        due = [*checks, *(() if is_stored else new_checks)]
+        due = [*checks, *(() if is_stored else new)]
         faults += [fault for check in due for fault in check(data)]
     if faults or config is None:
         lines = dict.fromkeys(f"{place('config', where)}: {what}" for where, what in faults)
@@ -200,13 +195,7 @@ def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[s
     return result
 
 
-def load_config(
-    name: str | Path,
-    overrides: Iterable[str] = (),
-    *,
-    checks: Iterable[Check] = (),
-    new_checks: Iterable[Check] = (),
-) -> RunConfig:
+def load_config(name: str | Path, overrides: Iterable[str] = (), *, checks: Checks = (), new: Checks = ()) -> RunConfig:
     """Return the config of a file with overrides.
 
     Args:
@@ -214,7 +203,7 @@ def load_config(
             for next to it (those in overrides: in the current folder). Without ``name``, the run is named after it.
         overrides: ``key.path=value`` texts.
         checks: Passed on to :func:`bind`.
-        new_checks: Likewise.
+        new: Likewise.
 
     Raises:
         ConfigError: With every fault that was found.
@@ -227,7 +216,7 @@ def load_config(
     data = {"name": name_of(path), **apply_overrides(data, overrides)}
     overridden = [text.partition("=")[0] for text in overrides]
     whole = _with_teacher(resolved_nets(data, Path()), shown_line(str(path)), overridden)
-    config = bind(whole, checks=checks, new_checks=new_checks, is_stored=is_stored)
+    config = bind(whole, checks=checks, new=new, is_stored=is_stored)
     _require_same_form(config)
     return config
 

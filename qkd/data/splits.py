@@ -121,6 +121,12 @@ class Parts(NamedTuple):
     val_rows: Tensor | None = None
     test_words: str = "the set's own"
 
+    @property
+    def learned_rows(self) -> Tensor:
+        """Positions in ``train`` outside the set's own validation part, int64."""
+        rows = torch.arange(len(self.train))
+        return rows if self.val_rows is None else rows[~torch.isin(rows, self.val_rows)]
+
 
 @dataclasses.dataclass
 class Splits:

@@ -156,15 +156,12 @@ def _learned_files(data: DataConfig) -> list[Path]:
         return []
     if data.name == "npz":
         return [data.path / "train.npz"]
-    import torch
-
     from qkd.data.loading.load import folder_form
     from qkd.data.sets import FolderSplit, list_folder
 
     parts = list_folder(data.path, folder_form(data))
-    rows = torch.arange(len(parts.train))
-    rows = rows if parts.val_rows is None else rows[~torch.isin(rows, parts.val_rows)]
-    return [parts.train.files[row] for row in rows.tolist()] if isinstance(parts.train, FolderSplit) else []
+    train, rows = parts.train, parts.learned_rows.tolist()
+    return [train.files[row] for row in rows] if isinstance(train, FolderSplit) else []
 
 
 def _resolver() -> Callable[[Path], str]:

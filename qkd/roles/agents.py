@@ -8,14 +8,12 @@ from typing import Any, Literal
 from qkd.agents import read_schedule_file
 from qkd.config import AgentConfig, RunConfig
 from qkd.config.training import SAVING
-from qkd.files import sha256_of
 from qkd.methods.table import method_mark
-from qkd.nets.imagenet import weights_file
 from qkd.nets.own.copies import change_nets, portable_net
+from qkd.roles.stored import WEIGHTS_HASH, start_mark
 from qkd.run.folder import RunFolder
 from qkd.run.identity import leaves
 
-WEIGHTS = "weights_sha256"  # key of a found schedule's provenance: of the user's file that members started from
 UNLEARNED = {"weights", "run", "schedule", *SAVING}
 Role = Literal["teacher", "student"]
 
@@ -56,7 +54,7 @@ def agent_to_train_with(run: RunFolder, role: Role) -> AgentConfig:
     found = read_schedule_file(schedule_file(run.path, role)).provenance
     own = config.teacher if role == "teacher" else config.student
     files: dict[str, tuple[object, object, object]] = {
-        "weights": (own.weights, found.get(WEIGHTS), start_mark(config, role))
+        "weights": (own.weights, found.get(WEIGHTS_HASH), start_mark(config, role).get(WEIGHTS_HASH))
     }
     if role == "student":
         before = found.get("made_from", {}).get("method")
@@ -68,12 +66,6 @@ def agent_to_train_with(run: RunFolder, role: Role) -> AgentConfig:
                 f"or search again in another run (name=...)"
             )
     return agent
-
-
-def start_mark(config: RunConfig, role: Role) -> str | None:
-    """Return the SHA-256 of the file of weights that a config gives a role to start from; None if it gives none."""
-    own, net = (config.teacher, config.teacher_net) if role == "teacher" else (config.student, config.student_net)
-    return None if own.weights is None else sha256_of(weights_file(own.weights, net))
 
 
 def named_agent(config: RunConfig, role: Role) -> AgentConfig:

@@ -25,7 +25,7 @@ from qkd.roles.guide import TAUGHT, guide_of, load_guide
 from qkd.roles.nets import fresh_net, net_facts, prepare_student, save_net, sizes_of
 from qkd.roles.outcome import score, write_outcome
 from qkd.roles.phases import Distillation, distillation
-from qkd.roles.stored import WEIGHTS_HASH, method_hash, schedule_mark
+from qkd.roles.stored import method_hash, schedule_mark, start_mark
 from qkd.roles.views import run_view
 from qkd.seeding import stream
 from qkd.training import FitResult, Phase
@@ -322,9 +322,8 @@ class StudentRole:
 
     def _user_files(self) -> dict[str, str]:
         """Return the hashes of the user's files that the training begins with, as its result has them."""
-        given = self.config.student.weights
-        started = {} if given is None else {WEIGHTS_HASH: sha256_of(weights_file(given, self.config.student_net))}
-        return started | schedule_mark(self.config.student_agent) | method_hash(self.config)
+        config = self.config
+        return start_mark(config, "student") | schedule_mark(config.student_agent) | method_hash(config)
 
     def score(self, student: nn.Module, teacher: nn.Module, made: Distillation, fitted: FitResult | None) -> list[Path]:
         """Score the student, and a teacher that learned along with it; return the files."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ValidationError
 
@@ -12,6 +13,7 @@ from qkd.config.binding import read_config
 from qkd.files import read_json, sha256_of
 from qkd.methods.table import method_mark
 from qkd.moved import in_new_spelling
+from qkd.nets.imagenet import weights_file
 from qkd.nets.own.copies import resolved_nets
 from qkd.progress import Progress
 from qkd.run.folder import RunFolder
@@ -38,6 +40,17 @@ def stored_config(folder: Path) -> RunConfig:
             f"{path} is not a config of this version, so the run cannot be read:", *faults,
             "use the version that created it (environment.json has its commit), or run it again under another name",
         ])) from error  # fmt: skip
+
+
+def start_mark(config: RunConfig, role: Literal["teacher", "student"]) -> dict[str, str]:
+    """Return the hash of the user's file of weights that a role starts from, by the key of a result, if there is one.
+
+    Args:
+        config: The run's.
+        role: The role.
+    """
+    own, net = (config.teacher, config.teacher_net) if role == "teacher" else (config.student, config.student_net)
+    return {} if own.weights is None else {WEIGHTS_HASH: sha256_of(weights_file(own.weights, net))}
 
 
 def schedule_mark(agent: AgentConfig) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ from qkd.methods.table import method_mark
 from qkd.moved import json_in_first_spelling, train_in_first_spelling
 from qkd.nets.own.copies import change_nets, portable_net
 from qkd.progress import Progress, Silent
-from qkd.roles.agents import WEIGHTS, Role, agent_inputs, named_agent, start_mark, unsearched_agent
+from qkd.roles.agents import Role, agent_inputs, named_agent, unsearched_agent
 from qkd.roles.images import run_images, stored_images
 from qkd.roles.learner import StudentRole, stretched_phases, stretched_train, student_images
-from qkd.roles.stored import stored_config
+from qkd.roles.stored import WEIGHTS_HASH, start_mark, stored_config
 from qkd.roles.teacher.role import teacher_role
 from qkd.run.folder import RunFolder
 from qkd.search.board import SearchBoard
@@ -139,8 +139,8 @@ def config_mark(config: RunConfig, role: Role) -> str:
         "search": config.search.model_dump(mode="json", exclude=set(_WHERE)),
         role: _as_marked(own, {"run"}),  # where a teacher comes from; searched ones come from this run
     }
-    if (start := start_mark(config, role)) is not None:
-        values["weights"] = start
+    if start := start_mark(config, role):
+        values["weights"] = start[WEIGHTS_HASH]
     if role == "student" and config.student.view == "own":
         values["view"] = agent_mark(config.teacher.agent) or config.teacher.agent.model_dump(mode="json")
     text = json_in_first_spelling(json.dumps(change_nets(values, portable_net), sort_keys=True))
@@ -237,13 +237,15 @@ def _engine(
         run_local(journal, build_trial(run, role, splits, device, progress), board)
 
 
-def _provenance(run: RunFolder, role: Role, journal: Journal, splits: Splits, start: str | None) -> dict[str, Any]:
+def _provenance(
+    run: RunFolder, role: Role, journal: Journal, splits: Splits, start: Mapping[str, str]
+) -> dict[str, Any]:
     settings = run.config.search.model_dump(mode="json", exclude=set(_WHERE))
     return {
         "seed": run.config.seed,
         "net": portable_net(run.config.teacher_net if role == "teacher" else run.config.student_net),
         "reward": REWARDS[role],
         "made_from": dict(journal.fingerprint),
-        **({} if start is None else {WEIGHTS: start}),
+        **start,
         "settings": {**settings, "train_images": len(splits.train), "val_images": len(splits.val)},
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from export import Device, DeviceResult, Settings, measure_devices
@@ -12,7 +12,7 @@ from qkd.bench.targets import find_targets, with_baseline
 from qkd.config import BenchConfig
 from qkd.files import DamagedFileError, read_json
 from qkd.progress import Progress
-from qkd.report.findings.measurements import SETTINGS
+from qkd.report.findings.measurements import SETTINGS, failure_line
 from qkd.roles.sample import calibration_images
 from qkd.run.folder import RunFolder
 from qkd.units import counted
@@ -43,12 +43,16 @@ def run(run: RunFolder, progress: Progress) -> None:
     progress.say(f"{rounds} of {', '.join(targets.paths)} interleaved, {threads}")
     results = measure_devices(devices, targets.paths, how, sample=targets.sample, say=progress.say)
     keep_apart(folder, _devices_before(run), settings.on)
-    records = records_of(results, targets, how, is_stage=True)
-    written = write_records(folder, [with_earlier(folder, one, settings, targets.paths) for one in records])
+    made_now = records_of(results, targets, how, is_stage=True)
+    records = [with_earlier(folder, one, settings, targets.paths) for one in made_now]
+    written = write_records(folder, records)
     made += written.values()
     for title in drop_stale(folder, made, targets.paths):
         progress.warn(f"{title} had measured other files than those of this export; its record is deleted")
-    _judge(results, written, progress)
+    _require_one(results)
+    for record in records:
+        if record["failure"]:
+            progress.warn(failure_line(record, written[record["device"]]))
     run.complete("bench", made, files)
 
 
@@ -73,11 +77,7 @@ def _settings(bench: BenchConfig, seed: int) -> Settings:
     return Settings(**{name: getattr(bench, name) for name in SETTINGS}, seed=seed)
 
 
-def _judge(results: Sequence[DeviceResult], written: Mapping[str, Path], progress: Progress) -> None:
-    failed = [result for result in results if result.failure]
+def _require_one(results: Sequence[DeviceResult]) -> None:
     if not any(result.reports for result in results):
-        reasons = "; ".join(f"{result.device.title}: {result.failure}" for result in failed)
+        reasons = "; ".join(f"{result.device.title}: {result.failure}" for result in results)
         raise BenchError(f"all devices failed to measure: {reasons}")
-    for result in failed:
-        again = written[result.device.title]
-        progress.warn(f"{result.device.title} failed: {result.failure} (delete {again} to try again)")

@@ -11,7 +11,7 @@ from torch import fx
 from quantizers import integer as ir
 from quantizers.graph.trace import RewriteError
 from quantizers.modes import evaluating
-from quantizers.student import Student, act_quantizers, quant_layers
+from quantizers.student import Student, act_quantizers, not_a_student, quant_layers
 from quantizers.tensor_quant import NotCalibratedError
 from quantizers.view.modules import Call, view_module
 
@@ -34,10 +34,7 @@ def integer_view(student: Student) -> ir.IntegerView:
         ValueError: If a bias does not fit int32 or a scale is not finite (names the layer).
     """
     if not isinstance(getattr(student, "_orig_mod", student), fx.GraphModule):  # a compiled one has its attributes
-        raise TypeError(
-            f"integer_view takes a student that quantizers.prepare made, got {type(student).__name__}; call "
-            "prepare(model, spec, example_inputs) first"
-        )
+        raise not_a_student(student, "integer_view")
     for name, quantizer in act_quantizers(student).items():
         if not quantizer.quant.is_calibrated:
             raise NotCalibratedError(name)

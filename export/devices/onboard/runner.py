@@ -158,8 +158,7 @@ def run(job: dict[str, Any], folder: str) -> dict[str, Any]:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores  # pinned by then
     notes = condition_notes(before, after, job["threads"], cores, usable)
     answer = {"models": results, "left_out": left_out, "not_measured": failed, "machine": machine(), "notes": notes}
-    done = {"warmup": job["warmup"], "rounds": job["rounds"], "spinning": job["spinning"]}
-    return dict(answer, before=before, after=after, done=done)
+    return dict(answer, before=before, after=after, done={key: job[key] for key in ("warmup", "rounds", "spinning")})
 
 
 def open_all(ort: Any, job: dict[str, Any], entries: list[Any], folder: str, failed: dict[str, str]) -> list[Timed]:
@@ -575,9 +574,7 @@ def timing_notes(times_ns: list[int]) -> list[str]:
     return notes
 
 
-def condition_notes(
-    before: dict[str, Any], after: dict[str, Any], threads: int, cores: int, usable: int | None = None
-) -> list[str]:
+def condition_notes(before: dict[str, Any], after: dict[str, Any], threads: int, cores: int, usable: int) -> list[str]:
     """Return what makes the whole run doubtful: throttling, heat, other work, more threads than usable cores."""
     notes = []
     if before["frequency_mhz"] and after["frequency_mhz"] and after["frequency_mhz"] < COOLED * before["frequency_mhz"]:
@@ -588,7 +585,6 @@ def condition_notes(
             notes.append("hot: {:.0f} degrees Celsius, {:.0f} more than before".format(after["temperature_c"], rise))
     if before["load"] is not None and before["load"] > BUSY * cores:
         notes.append("busy: load average {:.1f} on {} cores at the start".format(before["load"], cores))
-    usable = usable or cores
     if threads > usable:
         notes.append("{} threads on {} core{}".format(threads, usable, "s" * (usable > 1)))
     return notes
@@ -605,20 +601,16 @@ def read(path: str) -> str | None:
 
 def say(text: str) -> None:
     """Report progress on stderr; nobody has to listen."""
-    try:
+    with contextlib.suppress(OSError):
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
-    except OSError:
-        pass
 
 
 def end_with_caller() -> None:
     """End this process once stdin is closed: the caller holds the other end, and is gone."""
-    try:
+    with contextlib.suppress(OSError):
         while os.read(0, 4096):
             pass
-    except OSError:
-        pass
     os._exit(CALLER_GONE)
 
 

@@ -93,7 +93,7 @@ def load(args: argparse.Namespace, *, with_files: bool = False) -> RunConfig:
         if not any(str(one).startswith("name=") for one in args.overrides):  # else it is the pattern of another run
             args.overrides = [*args.overrides, f"name={folder.name}"]
     checks = (name_faults, file_faults) if with_files else (name_faults,)
-    return load_config(args.config, args.overrides, checks=checks, new_checks=(term_use_faults,))
+    return load_config(args.config, args.overrides, checks=checks, new=(term_use_faults,))
 
 
 def require_config(args: argparse.Namespace) -> None:

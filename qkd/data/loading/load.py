@@ -204,9 +204,7 @@ def _folder_of(config: DataConfig, content: str) -> Path:
 def _validation(parts: Parts, fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Return rows of training and of validation images: the set's own validation part, or a share drawn from it."""
     if parts.val_rows is not None:
-        is_val = torch.zeros(len(parts.train), dtype=torch.bool)
-        is_val[parts.val_rows] = True
-        return (~is_val).nonzero().flatten(), parts.val_rows
+        return parts.learned_rows, parts.val_rows
     labels = parts.train.labels
     counts = torch.bincount(labels)
     # A class with one image stays in training: validating a class that is never trained would be useless.

@@ -79,9 +79,7 @@ def overlap_notes(parts: Parts, hash_file: Digest, drawn: Tensor | None = None) 
 
 
 def _pairs(parts: Parts, drawn: Tensor | None) -> Iterator[_Pair]:
-    own, test = parts.val_rows, torch.arange(len(parts.test))
-    everything = torch.arange(len(parts.train))
-    learned = everything if own is None else _without(everything, own)
+    own, learned, test = parts.val_rows, parts.learned_rows, torch.arange(len(parts.test))
     remove = "remove them from one of the parts"
     yield _Pair("test", "training", parts.test, test, learned, f"{_SEEN}; {remove}")
     if own is not None:
@@ -90,12 +88,8 @@ def _pairs(parts: Parts, drawn: Tensor | None) -> Iterator[_Pair]:
         yield _Pair("test", "validation", parts.test, test, own, f"{chosen}; {remove}")
     elif drawn is not None and len(drawn):
         copies = "the set holds copies, and the validation part is drawn from it: remove them"
-        rest = _without(everything, drawn)
+        rest = learned[~torch.isin(learned, drawn)]
         yield _Pair("validation", "training", parts.train, drawn, rest, f"{_SEEN}; {copies}")
-
-
-def _without(rows: Tensor, left_out: Tensor) -> Tensor:
-    return rows[~torch.isin(rows, left_out)]
 
 
 class _Search:

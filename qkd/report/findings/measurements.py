@@ -125,21 +125,42 @@ def is_dropped(record: Mapping[str, Any], bench: Mapping[str, Any]) -> bool:
     return bool(bench) and bool(is_stages) and record.get("device") not in _on(bench)
 
 
+def records_in(folder: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """Yield the records of devices with their files; damaged ones are left out: the report says what is wrong.
+
+    Args:
+        folder: ``bench/`` of a run; it need not exist.
+    """
+    for file in sorted(folder.glob("*.json")):
+        try:
+            record = read_json(file)
+        except (DamagedFileError, OSError):
+            continue
+        if isinstance(record, Mapping):
+            yield file, record
+
+
 def failed_devices(path: Path) -> Iterator[str]:
     """Yield a sentence for each device that a run's config names and that failed when it was to be measured.
 
     Args:
         path: The run folder.
     """
-    bench = bench_section(path)
-    for file in sorted((path / "bench").glob("*.json")):
-        try:
-            record = read_json(file)
-        except (DamagedFileError, OSError):  # the report says what is wrong with it
-            continue
-        if isinstance(record, Mapping) and record.get("failure") and record.get("device") in _on(bench):
-            kept = "; it holds earlier times" if record.get("models") else ""
-            yield f"{record['device']} failed: {record['failure']} (delete {file} to try again{kept})"
+    named = _on(bench_section(path))
+    for file, record in records_in(path / "bench"):
+        if record.get("failure") and record.get("device") in named:
+            yield failure_line(record, file)
+
+
+def failure_line(record: Mapping[str, Any], file: Path) -> str:
+    """Return what to say of a device that failed.
+
+    Args:
+        record: Its record, with a ``failure``.
+        file: The record's file.
+    """
+    kept = "; it holds earlier times" if record.get("models") else ""
+    return f"{record['device']} failed: {record['failure']} (delete {file} to try again{kept})"
 
 
 def replaced_record(path: Path) -> str:
@@ -149,13 +170,8 @@ def replaced_record(path: Path) -> str:
         path: The run folder.
     """
     bench = bench_section(path)
-    for file in sorted((path / "bench").glob("*.json")):
-        try:
-            record = read_json(file)
-        except (DamagedFileError, OSError):  # the report says what is wrong with it
-            continue
-        is_measured = isinstance(record, Mapping) and record.get("device") in _on(bench) and record.get("models")
-        if is_measured and not is_own(record, bench):
+    for file, record in records_in(path / "bench"):
+        if record.get("models") and record.get("device") in _on(bench) and not is_own(record, bench):
             return f"{file.relative_to(path)} was measured with other settings than the config's"
     return ""
 

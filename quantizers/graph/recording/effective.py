@@ -60,31 +60,31 @@ class EffectiveWeights:
             kwargs: Its other arguments.
             made: The tensors that it returned.
         """
-        is_written = func._schema.is_mutable
         name = name if name in MOVES else name.removesuffix("_")
-        found = [self._computed(func, name, args, kwargs, made)]
-        if is_written:  # in a part of a weight, or through another view of it: no mask describes that
-            found += [self._is_part_of_learned(tensor, args) for tensor in made]
-        return any(found)
+        learned = [tensor for tensor in _tensors((args, kwargs)) if self._ledger.constant(tensor).learned]
+        is_computed = self._follow(func, name, args, kwargs, learned, made)
+        if not func._schema.is_mutable:
+            return is_computed
+        # A write into a part of a weight, or through another view of it, makes a function that no mask describes.
+        outdated = [self._drop_outdated(tensor) for tensor in made]
+        return is_computed or any(outdated) or (bool(learned) and any(map(_is_part, made)))
 
-    def _is_part_of_learned(self, written: Tensor, args: tuple[Any, ...]) -> bool:
-        """Return whether a written tensor is not all of a learned one, or shares its memory with masked ones."""
+    def _drop_outdated(self, written: Tensor) -> bool:
+        """Forget the masks of other views of the memory of a written tensor; return whether there were any."""
         memory, own = memory_of(written), geometry(written)
-        stale = [key for key, (_, tensor) in self._masks.items() if memory_of(tensor) == memory and key != own]
-        for key in stale:
+        outdated = [key for key, (_, tensor) in self._masks.items() if memory_of(tensor) == memory and key != own]
+        for key in outdated:
             del self._masks[key]
-        leaves = [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)]
-        is_learned = any(self._ledger.constant(tensor).learned for tensor in (written, *leaves))
-        is_part = written.numel() * written.element_size() < written.untyped_storage().nbytes()
-        return bool(stale) or (is_learned and is_part)
+        return bool(outdated)
 
-    def _computed(
-        self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], made: list[Tensor]
-    ) -> bool:
-        given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        learned = [tensor for tensor in given if self._ledger.constant(tensor).learned]
+    def _follow(
+        self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], learned: list[Tensor],
+        made: list[Tensor],
+    ) -> bool:  # fmt: skip
+        """Note the masks of what an operation made; return whether it is a function that the student lacks."""
         if not learned or not made or name in SHAPE_ONLY:
             return False
+        given = _tensors((args, kwargs))
         is_masked = any(self.of(tensor) is not None for tensor in given)
         is_pick = name in PICKS and made[0].numel() <= sum(tensor.numel() for tensor in learned)  # nothing twice
         if name in MOVES or is_pick:
@@ -104,7 +104,7 @@ class EffectiveWeights:
     def _moved(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor | None]:
         masks = pytree.tree_map_only(Tensor, self._filled, (args, kwargs))
         result = func(*masks[0], **masks[1])
-        return [leaf.abs() for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+        return [tensor.abs() for tensor in _tensors(result)]
 
     def _filled(self, tensor: Tensor) -> Tensor:
         """Return the mask of a tensor, of ones if it has none; indices are returned unchanged."""
@@ -121,6 +121,15 @@ class EffectiveWeights:
             elif (known := self.of(factor)) is not None or not self._ledger.constant(factor).learned:
                 mask = mask * ((factor if known is None else known) != 0)
         return mask
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor)]
+
+
+def _is_part(tensor: Tensor) -> bool:
+    """Return whether a tensor is less than all of its memory."""
+    return tensor.numel() * tensor.element_size() < tensor.untyped_storage().nbytes()
 
 
 def computed_weights(recording: Recording, pen: Pen) -> list[str]:

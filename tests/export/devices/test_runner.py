@@ -103,9 +103,9 @@ def test_notes_on_rounds():
 )
 def test_notes_on_conditions(before, after, note):
     nothing = {"frequency_mhz": None, "temperature_c": None, "load": None}
-    found = runner.condition_notes({**nothing, **before}, {**nothing, **after}, 4, 4)
+    found = runner.condition_notes({**nothing, **before}, {**nothing, **after}, 4, 4, 4)
     assert found == ([] if note is None else [note])
-    assert runner.condition_notes(nothing, nothing, 5, 4) == ["5 threads on 4 cores"]
+    assert runner.condition_notes(nothing, nothing, 5, 4, 4) == ["5 threads on 4 cores"]
     assert runner.condition_notes(nothing, nothing, 2, 4, 1) == ["2 threads on 1 core"], "pinned"
     assert runner.condition_notes(nothing, nothing, 2, 4, 2) == []
 

@@ -104,8 +104,8 @@ def test_what_has_no_effect_is_refused_in_new_configs_and_read_in_those_of_runs(
     config = tiny_config(tmp_path, changes)
     values = config.model_dump(mode="json")
     with pytest.raises(ConfigError, match=re.escape(message)):
-        bind(values, new_checks=(term_use_faults,))
-    assert bind(values, new_checks=(term_use_faults,), is_stored=True) == config
+        bind(values, new=(term_use_faults,))
+    assert bind(values, new=(term_use_faults,), is_stored=True) == config
     file = tmp_path / "one.yaml"
     file.write_text(config_text(config))
     assert main(["validate", str(file)]) == 2
@@ -120,4 +120,4 @@ def test_terms_that_have_an_effect_pass(tmp_path: Path) -> None:
         {"loss": "similarity_preserving", "taps": taps, "weight": 0},
     ]
     values = tiny_config(tmp_path, {"data.batch_size": 3, "student.terms": terms}).model_dump(mode="json")
-    bind(values, new_checks=(term_use_faults,))
+    bind(values, new=(term_use_faults,))
